@@ -1,0 +1,36 @@
+"""From maximum likelihood to modern variational autoencoders, as pure JAX functions.
+
+import vi_jax
+vi_jax.bounds.iwae(log_w)                      # [k] log-weights -> nats
+vi_jax.models.vae(prior, posterior, likelihood)  # a record of pure functions
+"""
+
+from vi_jax import (
+    bounds as bounds,
+    distributions as distributions,
+    estimators as estimators,
+    likelihoods as likelihoods,
+    models as models,
+    networks as networks,
+    objectives as objectives,
+    posteriors as posteriors,
+    priors as priors,
+    schedules as schedules,
+)
+from vi_jax.key_functions import (
+    log_normal as log_normal,
+    negative_elbo_bound as negative_elbo_bound,
+    sample_gaussian as sample_gaussian,
+)
+from vi_jax.model import (
+    Model as Model,
+    Terms as Terms,
+    generate as generate,
+    infer as infer,
+    interpolate as interpolate,
+    log_joint as log_joint,
+    log_weight as log_weight,
+    reconstruct as reconstruct,
+)
+
+__version__ = "0.1.0"

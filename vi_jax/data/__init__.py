@@ -1,0 +1,1 @@
+"""Images as arrays (`sources`), and minibatches of them (`batches`)."""

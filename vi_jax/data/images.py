@@ -1,0 +1,76 @@
+"""A set of images made ready for a model: splits, binarization, batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from vi_jax.data import batches, sources
+from vi_jax.types import Array, Batch, Key
+
+Binarize = Literal["dynamic", "static", "threshold", "none"]
+
+
+class ImageData(NamedTuple):
+    """Flat images for training and evaluation; D = h w c."""
+
+    train: batches.Batches
+    preprocess: Callable[[Key, Batch], Array]  # batch -> x f32 [n, D], inside jit
+    num_train: int
+    valid: np.ndarray  # uint8 [n, D], of 0 and 255 unless binarize is "none"
+    test: np.ndarray  # uint8 [n, D], likewise
+    mean: np.ndarray  # f32 [D], of the training pixels in [0, 1]
+    shape: tuple[int, int, int]  # (h, w, c)
+
+
+def image_data(
+    dataset: str | Path,
+    *,
+    binarize: Binarize,
+    batch_size: int,
+    seed: int,
+    num_valid: int = 400,
+    data_dir: str | Path | None = None,
+) -> ImageData:
+    """The splits of a set, or of an .npz with x_train and x_test, for a flat model.
+
+    The last `num_valid` training images are held out. `binarize` is "dynamic" (a new
+    draw at each access), "static" (one draw), "threshold" or "none" (pixel / 255).
+    What is evaluated is drawn once, with a fixed seed, whatever the seed of the run.
+    Raises ValueError where a batch is larger than the set or num_valid leaves nothing.
+    """
+    training = sources.load(dataset, "train", data_dir=data_dir).image
+    test = sources.load(dataset, "test", data_dir=data_dir).image
+    if training.shape[1:] != test.shape[1:]:
+        raise ValueError(
+            f"{dataset} has training images of {training.shape[1:]} and test images of "
+            f"{test.shape[1:]}: they must have one shape"
+        )
+    if not 1 <= num_valid < len(training):
+        raise ValueError(
+            f"num_valid is {num_valid}: it must lie in [1, {len(training) - 1}], since "
+            f"{dataset} has {len(training)} training images"
+        )
+    shape = training.shape[1:]
+    training, test = (a.reshape(len(a), -1) for a in (training, test))
+    mean = (training[:-num_valid].mean(axis=0) / 255).astype(np.float32)
+    fixed = "static" if binarize == "dynamic" else binarize
+    evaluated = lambda a: a if fixed == "none" else batches.binarize_once(a, mode=fixed)
+    valid, test = evaluated(training[-num_valid:]), evaluated(test)
+    training = training[:-num_valid]
+    if binarize in ("static", "threshold"):
+        training = batches.binarize_once(training, mode=binarize)
+    stream = batches.shuffled({"image": training}, batch_size=batch_size, seed=seed)
+    prepare = _draw if binarize == "dynamic" else _scale
+    return ImageData(stream, prepare, len(training), valid, test, mean, shape)
+
+
+def _draw(key: Key, batch: Batch) -> Array:
+    return batches.binarize_dynamic(key, batch["image"])
+
+
+def _scale(key: Key, batch: Batch) -> Array:
+    del key
+    return batch["image"].astype(jnp.float32) / 255

@@ -1,0 +1,34 @@
+"""The few numerical tools that everything else is written with."""
+
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from vi_jax.types import Array
+
+
+def log_mean_exp(a: Array, axis: int = -1) -> Array:
+    """log mean exp(a) along one axis, without overflow."""
+    return jax.nn.logsumexp(a, axis=axis) - jnp.log(a.shape[axis])
+
+
+def with_gradient_of(value: Array, surrogate: Array) -> Array:
+    """A number that equals `value` exactly and differentiates as `surrogate`."""
+    # The parentheses keep the value exact: surrogate - surrogate is 0.
+    return stop_gradient(value) + (surrogate - stop_gradient(surrogate))
+
+
+def soft_bound(a: Array, bound: float) -> Array:
+    """bound * tanh(a / bound): smooth, monotone, near a for |a| << bound."""
+    return bound * jnp.tanh(a / bound)
+
+
+def bernoulli_log_prob(x: Array, logits: Array) -> Array:
+    """sum of x log s(logits) + (1 - x) log s(-logits), [] for any event shape.
+
+    Written as min(l, 0) - (1 - x) l - log1p(exp(-|l|)): finite for every finite logit,
+    exact where one of the outcomes is certain, and right for x between 0 and 1.
+    """
+    return jnp.sum(
+        jnp.minimum(logits, 0.0) - (1 - x) * logits - jnp.log1p(jnp.exp(-abs(logits)))
+    )

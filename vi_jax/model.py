@@ -1,0 +1,138 @@
+"""What a model is, what a log-weight is, and what one does with a trained model.
+
+Every function is written for one example x; `jax.vmap` adds samples and batches.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vi_jax.distributions import Distribution, kl
+from vi_jax.types import Array, Key, Latents, Params
+
+
+class Model(NamedTuple):
+    """p(x, z) and its amortised q(z | x), as pure functions of one example."""
+
+    init: Callable[[Key, Array], Params]  # from one example x
+    prior: Callable[[Params], Distribution]  # p(z)
+    posterior: Callable[[Params, Array], Distribution]  # q(z | x)
+    likelihood: Callable[[Params, Latents], Distribution]  # p(x | z)
+
+
+class Terms(NamedTuple):
+    """The log densities of one (x, z), in nats."""
+
+    log_lik: Array  # []         log p(x | z)
+    log_prior: Array  # [] or [g]  log p(z), per group of latents
+    log_post: Array  # [] or [g]  log q(z | x)
+
+
+TermsFn = Callable[[Params, Distribution, Latents], Terms]
+"""(params, q, z [k, ...]) -> Terms of [k] each: what an estimator differentiates."""
+
+
+def log_weight(terms: Terms, beta: float | Array = 1.0) -> Array:
+    """log w = log p(x | z) + beta (log p(z) - log q(z | x)), [].
+
+    beta = 1 gives bounds on log p(x); any other beta tempers the KL term, which makes
+    every bound its beta version. Ref: Higgins et al. 2017 (beta-VAE).
+    """
+    return terms.log_lik + beta * jnp.sum(terms.log_prior - terms.log_post)
+
+
+def sampled_terms(model: Model, x: Array) -> TermsFn:
+    """The log densities of x at each z: right for every bound and estimator."""
+
+    def terms(params: Params, q: Distribution, z: Latents) -> Terms:
+        prior = model.prior(params)
+
+        def one(z: Latents) -> Terms:
+            log_lik = model.likelihood(params, z).log_prob(x)
+            return Terms(log_lik, prior.log_prob(z), q.log_prob(z))
+
+        return jax.vmap(one)(z)
+
+    return terms
+
+
+def analytic_terms(model: Model, x: Array) -> TermsFn:
+    """As `sampled_terms`, with log p(z) - log q(z | x) replaced by its mean, -KL.
+
+    The variance of the KL term is gone. Right for the ELBO only: the other bounds need
+    the log-weight of each sample. Raises ValueError where the KL has no closed form.
+    """
+
+    def terms(params: Params, q: Distribution, z: Latents) -> Terms:
+        log_lik = jax.vmap(lambda z: model.likelihood(params, z).log_prob(x))(z)
+        rate = jnp.full(log_lik.shape, kl(q, model.prior(params)))
+        return Terms(log_lik, -rate, jnp.zeros_like(rate))
+
+    return terms
+
+
+def log_joint(model: Model, params: Params, x: Array, z: Latents) -> Array:
+    """log p(x, z) = log p(x | z) + log p(z), []."""
+    log_prior = jnp.sum(model.prior(params).log_prob(z))
+    return model.likelihood(params, z).log_prob(x) + log_prior
+
+
+def generate(model: Model, params: Params, key: Key) -> Array:
+    """The mean of p(x | z) at one draw z ~ p(z), shaped as x.
+
+    For a draw of x itself: `model.likelihood(params, z).sample(key)`.
+    """
+    return model.likelihood(params, model.prior(params).sample(key)).mean()
+
+
+def infer(model: Model, params: Params, x: Array) -> Distribution:
+    """The approximate posterior q(z | x) of one example."""
+    return model.posterior(params, x)
+
+
+def reconstruct(model: Model, params: Params, key: Key, x: Array) -> Array:
+    """The mean of p(x' | z) at one draw z ~ q(z | x), shaped as x."""
+    return model.likelihood(params, infer(model, params, x).sample(key)).mean()
+
+
+def linear(a: Array, b: Array, t: Array) -> Array:
+    """The straight path (1 - t) a + t b."""
+    return (1 - t) * a + t * b
+
+
+def spherical(a: Array, b: Array, t: Array) -> Array:
+    """The great-circle path from a to b, the length changing linearly in its share.
+
+    (sin((1 - t) w) a + sin(t w) b) / sin w, where w is the angle between a and b; the
+    straight path where they are parallel or opposite, or one of them is 0.
+    A straight path between draws of a wide Gaussian passes through its nearly empty
+    middle; this one stays where the draws are. Ref: White 2016, arXiv:1609.04468.
+    """
+    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
+    cosine = jnp.sum(a * b) / jnp.where(norms > 0, norms, 1.0)
+    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
+    curved = (norms > 0) & (jnp.sin(angle) > 1e-4)
+    safe = jnp.where(curved, angle, 1.0)
+    arc = (jnp.sin((1 - t) * safe) * a + jnp.sin(t * safe) * b) / jnp.sin(safe)
+    return jnp.where(curved, arc, linear(a, b, t))
+
+
+def interpolate(
+    model: Model,
+    params: Params,
+    x_a: Array,
+    x_b: Array,
+    *,
+    num_points: int = 8,
+    path: Callable[[Array, Array, Array], Array] = spherical,
+) -> Array:
+    """Decode a path between the posterior means of two examples, [num_points, ...].
+
+    `path` is `linear` or `spherical`. The first and last points are the
+    reconstructions, from the posterior mean, of x_a and x_b.
+    """
+    z_a, z_b = infer(model, params, x_a).mean(), infer(model, params, x_b).mean()
+    decode = lambda t: model.likelihood(params, path(z_a, z_b, t)).mean()
+    return jax.vmap(decode)(jnp.linspace(0.0, 1.0, num_points))

@@ -1,0 +1,40 @@
+"""The variational autoencoder: a prior, a posterior and a likelihood."""
+
+import jax
+
+from vi_jax.model import Model
+from vi_jax.types import Array, Component, Key, Params
+
+
+def vae(prior: Component, posterior: Component, likelihood: Component) -> Model:
+    """p(z) p(x | z) with q(z | x), each a Component with its own parameters.
+
+    params = {"prior": ..., "posterior": ..., "likelihood": ...}. `init` raises
+    ValueError where the prior or the likelihood does not fit the posterior's latents
+    or the example. Ref: Kingma & Welling 2014, arXiv:1312.6114.
+    """
+
+    def init(key: Key, x: Array) -> Params:
+        key_q, key_z, key_p, key_x = jax.random.split(key, 4)
+        params = {"posterior": posterior.init(key_q, x)}
+        z = posterior.apply(params["posterior"], x).sample(key_z)
+        params["prior"] = prior.init(key_p, z)
+        params["likelihood"] = likelihood.init(key_x, z)
+        _check_fit("prior", prior.apply(params["prior"]).mean(), "latents", z)
+        x_mean = likelihood.apply(params["likelihood"], z).mean()
+        _check_fit("likelihood", x_mean, "example", x)
+        return params
+
+    return Model(
+        init,
+        prior=lambda params: prior.apply(params["prior"]),
+        posterior=lambda params, x: posterior.apply(params["posterior"], x),
+        likelihood=lambda params, z: likelihood.apply(params["likelihood"], z),
+    )
+
+
+def _check_fit(name: str, got: Array, what: str, expected: Array) -> None:
+    if got.shape != expected.shape:
+        raise ValueError(
+            f"the {name} has shape {got.shape} and the {what} {expected.shape}"
+        )

@@ -1,0 +1,4 @@
+"""Networks as Components. The only part of vi_jax that imports flax."""
+
+from vi_jax.networks.linen import from_linen as from_linen
+from vi_jax.networks.mlp import mlp as mlp

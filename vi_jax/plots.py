@@ -1,0 +1,74 @@
+"""Pictures: functions of arrays that return a matplotlib figure, and save nothing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+
+def image_grid(
+    images: np.ndarray, *, columns: int, title: str = "", gap: int = 1
+) -> Figure:
+    """Images [n, h, w, c] in [0, 1], row by row, `columns` to a row.
+
+    Raises ValueError where images are not of four axes, c is neither 1 nor 3, or
+    columns does not divide n.
+    """
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be [n, h, w, 1 or 3], got {images.shape}")
+    n, h, w, c = images.shape
+    if columns < 1 or n % columns:
+        raise ValueError(f"{n} images do not fill rows of {columns}")
+    rows = n // columns
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 0.5)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (h + gap) + gap, (i % columns) * (w + gap) + gap
+        sheet[top : top + h, left : left + w] = np.clip(image, 0, 1)
+    figure = Figure(figsize=(columns * 0.55, rows * 0.55 + 0.3 * bool(title)), dpi=150)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.3 * bool(title) / (rows * 0.55 + 0.3)))
+    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.axis("off")
+    if title:
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def beside(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
+    """Rows of `originals` [n, ...] and `reconstructions`, one pair after another."""
+    both = np.stack([originals, reconstructions], axis=1)
+    return both.reshape(-1, *originals.shape[1:])
+
+
+def training_curves(records: Sequence[dict[str, float]]) -> Figure:
+    """The bound, and rate and distortion, against the step, from metrics.jsonl.
+
+    The smoothed training bound and the validation bound share the left axes; the first
+    tenth of the run is left out of its range, where the bound climbs from very low.
+    """
+    figure = Figure(figsize=(8, 3), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    step, bound = _series(records, "bound")
+    left.plot(step, bound, label="train (the objective)", lw=1)
+    valid_step, valid = _series(records, "valid_bound")
+    left.plot(valid_step, valid, "o-", ms=3, label="validation (IWAE-100)", lw=1)
+    settled = np.concatenate([bound[len(bound) // 10 :], valid[len(valid) // 10 :]])
+    settled = settled[np.isfinite(settled)]
+    if settled.size:
+        margin = 0.05 * np.ptp(settled) + 1e-3
+        left.set_ylim(settled.min() - margin, settled.max() + margin)
+    left.set(xlabel="step", ylabel="bound, nats (higher is better)")
+    for name in ("rate", "distortion"):
+        right.plot(*_series(records, name), label=name, lw=1)
+    right.set(xlabel="step", ylabel="nats", yscale="log")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+        axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+def _series(records: Sequence[dict[str, float]], name: str):
+    pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float)

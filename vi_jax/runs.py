@@ -1,0 +1,185 @@
+"""The run folder: what was asked, by which versions, what happened, what came out."""
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+from vi_jax.types import Metrics
+
+PACKAGES = ("vi_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def claim(folder: Path, experiment: str, knobs) -> None:
+    """Make `folder` the run of these knobs, or check that it already is.
+
+    Raises ValueError that shows the difference where it is the run of others, and
+    OSError where it cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise OSError(
+            f"cannot write the run folder {folder} ({error.strerror}): pass another "
+            "one with --run-dir"
+        ) from error
+    asked = {"experiment": experiment, "knobs": _plain(knobs)}
+    path = folder / "knobs.json"
+    if path.exists():
+        _require_same(folder, read_json(path), json.loads(json.dumps(asked)))
+    else:
+        write_json(path, asked)
+    write_json(folder / "run.json", _circumstances())
+
+
+def _plain(knobs) -> dict:
+    return {k: _plain_value(v) for k, v in dataclasses.asdict(knobs).items()}
+
+
+def _plain_value(value):
+    return str(value) if isinstance(value, Path) else value
+
+
+def _require_same(folder: Path, old: dict, new: dict) -> None:
+    flat = lambda d: {"experiment": d.get("experiment"), **d.get("knobs", {})}
+    before, now = flat(old), flat(new)
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    if changed:
+        lines = [f"  {k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed]
+        raise ValueError(
+            f"{folder} is a run with other knobs; nothing was changed:\n"
+            + "\n".join(lines)
+            + "\npass the same knobs to go on with it, or another --run-dir"
+        )
+
+
+def read_knobs(folder: Path, experiment: str, knobs_class):
+    """The knobs of a run folder, as an instance of knobs_class.
+
+    Raises FileNotFoundError where there is no run, ValueError where it is of another
+    experiment or its knobs.json is damaged.
+    """
+    path = Path(folder) / "knobs.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no knobs.json")
+    stored = read_json(path)
+    if stored.get("experiment") != experiment:
+        raise ValueError(
+            f"{folder} is a run of {stored.get('experiment')!r}, not of {experiment!r}"
+        )
+    fields = {f.name: f.default for f in dataclasses.fields(knobs_class)}
+    knobs = stored.get("knobs")
+    if not isinstance(knobs, dict) or set(knobs) != set(fields):
+        raise ValueError(f"{path} does not hold the knobs of {experiment}")
+    for name, value in knobs.items():
+        kinds = (int, float) if isinstance(fields[name], float) else type(fields[name])
+        if fields[name] is not None and not isinstance(value, (*_as_tuple(kinds),)):
+            raise ValueError(f"{path}: {name} is {value!r}, unlike {fields[name]!r}")
+    return knobs_class(**knobs)
+
+
+def _as_tuple(kinds) -> tuple:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object. Raises ValueError that names a damaged file."""
+    try:
+        value = json.loads(Path(path).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it does not hold an object")
+    return value
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Write JSON so that the file is always whole."""
+    temporary = Path(path).with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _circumstances() -> dict:
+    import jax
+
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(git, capture_output=True, text=True, check=False)
+    return {
+        "command": sys.argv,
+        "git_commit": found.stdout.strip() or None,
+        "versions": {p: _version(p) for p in PACKAGES},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
+    }
+
+
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder against a second run; released however the process ends."""
+    with open(Path(folder) / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(
+                f"another process is using {folder}: wait for it, or pass another "
+                "--run-dir"
+            ) from error
+        yield
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """The records of metrics.jsonl; a last line cut short by a crash is left out."""
+    path = Path(folder) / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+@contextlib.contextmanager
+def metrics_log(folder: Path, resume_step: int) -> Iterator:
+    """A `log(record)` to metrics.jsonl and TensorBoard, from resume_step on.
+
+    What an interrupted run wrote after its last checkpoint is taken back first, so that
+    no step is there twice.
+    """
+    kept = [r for r in read_metrics(folder) if r["step"] <= resume_step]
+    path = Path(folder) / "metrics.jsonl"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    os.replace(temporary, path)
+    board = Path(folder) / "tensorboard"
+    with (
+        SummaryWriter(str(board), purge_step=resume_step + 1) as writer,
+        open(path, "a") as file,
+    ):
+
+        def log(record: Metrics) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            for name, value in record.items():
+                if name != "step":
+                    writer.add_scalar(name, value, record["step"])
+
+        yield log

@@ -1,0 +1,106 @@
+"""The weight of the KL term as a function of the training step.
+
+Each function returns a pure `schedule(step) -> []`. One that would not reach its end
+within the training is an error: it would silently train another objective.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from vi_jax.types import Array
+
+Schedule = Callable[[Array], Array]
+
+
+def _check_beta(*values: float) -> None:
+    if not all(value >= 0 for value in values):
+        raise ValueError(f"beta must be at least 0 throughout, got {values}")
+
+
+def _check(num_steps: int, total_steps: int) -> None:
+    if num_steps < 1:
+        raise ValueError(f"a schedule needs at least 1 step, got {num_steps}")
+    if num_steps > total_steps:
+        raise ValueError(
+            f"the schedule takes {num_steps} steps, the training only {total_steps}: "
+            "beta would never reach its end; shorten the schedule or train longer"
+        )
+
+
+def _ramp(shape, num_steps: int, total_steps: int, start: float, end: float):
+    _check(num_steps, total_steps)
+    _check_beta(start, end)
+
+    def schedule(step: Array) -> Array:
+        u = jnp.clip(jnp.asarray(step) / num_steps, 0.0, 1.0)
+        return start + (end - start) * shape(u)
+
+    return schedule
+
+
+def constant(value: float = 1.0) -> Schedule:
+    """beta(t) = value. Raises ValueError where it is negative."""
+    _check_beta(value)
+    return lambda step: jnp.full(jnp.shape(step), value, jnp.float32)
+
+
+def linear(
+    num_steps: int, *, total_steps: int, start: float = 0.0, end: float = 1.0
+) -> Schedule:
+    """beta(t) = start + (end - start) t / num_steps, then `end`.
+
+    Raises ValueError where num_steps exceeds total_steps, as all schedules here do.
+    Ref: Sonderby et al. 2016, arXiv:1602.02282.
+    """
+    return _ramp(lambda u: u, num_steps, total_steps, start, end)
+
+
+def cosine(
+    num_steps: int, *, total_steps: int, start: float = 0.0, end: float = 1.0
+) -> Schedule:
+    """beta(t) = start + (end - start) (1 - cos(pi t / num_steps)) / 2, then `end`."""
+    shape = lambda u: 0.5 * (1 - jnp.cos(jnp.pi * u))
+    return _ramp(shape, num_steps, total_steps, start, end)
+
+
+def sigmoid(
+    num_steps: int, *, total_steps: int, start: float = 0.0, end: float = 1.0
+) -> Schedule:
+    """A logistic curve through 12 of its units, rescaled to meet both ends exactly.
+
+    beta(t) = start + (end - start) (s(12 u - 6) - s(-6)) / (s(6) - s(-6)), where s is
+    the logistic function and u = t / num_steps. Ref: Bowman et al. 2016,
+    arXiv:1511.06349.
+    """
+    low, high = jax.nn.sigmoid(-6.0), jax.nn.sigmoid(6.0)
+    shape = lambda u: (jax.nn.sigmoid(12 * u - 6) - low) / (high - low)
+    return _ramp(shape, num_steps, total_steps, start, end)
+
+
+def cyclical(
+    num_steps: int,
+    *,
+    total_steps: int,
+    num_cycles: int = 4,
+    rise: float = 0.5,
+    start: float = 0.0,
+    end: float = 1.0,
+) -> Schedule:
+    """`num_cycles` linear ramps, each rising for the fraction `rise`; then `end`.
+
+    Raises ValueError where num_cycles < 1 or rise is outside (0, 1].
+    Ref: Fu et al. 2019, arXiv:1903.10145.
+    """
+    if num_cycles < 1 or not 0 < rise <= 1:
+        raise ValueError(
+            f"cyclical needs num_cycles >= 1 and 0 < rise <= 1, "
+            f"got {num_cycles} and {rise}"
+        )
+
+    def shape(u: Array) -> Array:
+        place = jnp.mod(u * num_cycles, 1.0)
+        return jnp.where(u < 1.0, jnp.minimum(place / rise, 1.0), 1.0)
+
+    return _ramp(shape, num_steps, total_steps, start, end)

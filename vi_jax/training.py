@@ -1,0 +1,241 @@
+"""The training loop. It knows a loss and a stream of batches, and nothing of VAEs.
+
+Data and randomness are pure functions of (seed, step), so a state is all that a run
+needs to go on exactly as if it had never stopped.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vi_jax.types import Array, Batch, LossFn, Metrics, Params
+
+
+class TrainState(NamedTuple):
+    """All that a run is, between two steps."""
+
+    step: Array  # int32 [], the steps done
+    params: Params
+    opt_state: optax.OptState
+
+
+class Stream(Protocol):
+    """Minibatches as a pure function of the step, such as `data.batches.Batches`."""
+
+    resident: object  # arrays that stay on the device
+    at: Callable[[int], object]  # step -> numpy arrays that travel
+    gather: Callable[[object, object], Batch]  # (resident, travelling) -> batch, in jit
+
+
+class NonFiniteError(FloatingPointError):
+    """Too many steps in a row had a loss or a gradient that is not finite."""
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def adam(
+    learning_rate: float, *, num_steps: int, clip_norm: float = 0.0, ema: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam whose step size falls to 0 along a cosine over num_steps.
+
+    clip_norm > 0 bounds the norm of the gradient first, ema > 0 keeps `averaging`.
+    Raises ValueError where a number is out of its range.
+    Ref: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2017, arXiv:1608.03983.
+    """
+    if not learning_rate > 0 or num_steps < 1 or not clip_norm >= 0:
+        raise ValueError(
+            "needed: learning_rate > 0, num_steps >= 1 and clip_norm >= 0, got "
+            f"{learning_rate}, {num_steps} and {clip_norm}"
+        )
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    if clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    return averaging(optimizer, ema) if ema else optimizer
+
+
+class _AverageState(NamedTuple):
+    inner: optax.OptState
+    average: Params
+
+
+def averaging(
+    optimizer: optax.GradientTransformation, decay: float
+) -> optax.GradientTransformation:
+    """`optimizer`, also keeping the moving average of the parameters.
+
+    average <- d average + (1 - d) params with d = min(decay, (1 + t) / (10 + t)), so
+    that it forgets its start. Read it with `averaged_params`. Raises ValueError where
+    decay is outside [0, 1). Ref: Polyak & Juditsky 1992.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"the averaging decay must be in [0, 1), got {decay}")
+
+    def init(params: Params):
+        count = jnp.zeros((), jnp.int32)
+        return _AverageState(
+            (count, optimizer.init(params)), jax.tree.map(jnp.copy, params)
+        )
+
+    def update(grads, state, params):
+        count, inner = state.inner
+        updates, inner = optimizer.update(grads, inner, params)
+        new = optax.apply_updates(params, updates)
+        step_size = 1 - jnp.minimum(decay, (1 + count) / (10 + count))
+        average = optax.incremental_update(new, state.average, step_size)
+        return updates, _AverageState((count + 1, inner), average)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged_params(state: TrainState) -> Params:
+    """The averaged parameters where the optimizer keeps them, else the last ones."""
+    if isinstance(state.opt_state, _AverageState):
+        return state.opt_state.average
+    return state.params
+
+
+class _Health(NamedTuple):
+    """Steps skipped in a row, and where the present row began."""
+
+    in_a_row: Array  # int32 []
+    since: Array  # int32 [], the step that began it
+    leaf: Array  # int32 [], the first leaf that was not finite in that step
+    stop: Array  # bool [], the row has reached its limit
+
+
+def _healthy() -> _Health:
+    zero = jnp.zeros((), jnp.int32)
+    return _Health(zero, zero, zero, jnp.zeros((), bool))
+
+
+def _next_health(health: _Health, bad: Array, step: Array, limit: int) -> _Health:
+    skip = jnp.any(bad)
+    begins = skip & (health.in_a_row == 0)
+    in_a_row = jnp.where(skip, health.in_a_row + 1, 0)
+    new = _Health(
+        in_a_row,
+        jnp.where(begins, step, health.since),
+        jnp.where(begins, jnp.argmax(bad).astype(jnp.int32), health.leaf),
+        in_a_row >= limit,
+    )
+    # Once a row has reached the limit, what it was is kept for the message.
+    return jax.tree.map(lambda old, new: jnp.where(health.stop, old, new), health, new)
+
+
+def _train_step(loss: LossFn, optimizer, seed: int, state: TrainState, batch: Batch):
+    """One step: (new state, metrics, bad [1 + leaves]), unchanged where any is bad."""
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (value, metrics), grads = gradient(state.params, key, batch)
+    # One pass over the gradient serves its norm and the search for what is not finite.
+    squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(grads)])
+    bad = ~jnp.isfinite(jnp.concatenate([value[None], squares]))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    moved = (optax.apply_updates(state.params, updates), opt_state)
+    kept = (state.params, state.opt_state)
+    skip = jnp.any(bad)
+    params, opt_state = jax.tree.map(lambda k, m: jnp.where(skip, k, m), kept, moved)
+    metrics = {"loss": value, "grad_norm": jnp.sqrt(jnp.sum(squares)), **metrics}
+    return TrainState(state.step + 1, params, opt_state), metrics, bad
+
+
+def _make_dispatch(loss: LossFn, optimizer, batches: Stream, seed: int, limit: int):
+    """(state, health, resident, travelling [s, ...], n) -> n steps in one program."""
+
+    def one(state: TrainState, health: _Health, resident, travelling):
+        batch = batches.gather(resident, travelling)
+        new, metrics, bad = _train_step(loss, optimizer, seed, state, batch)
+        good = ~jnp.any(bad)
+        totals = {"steps": good.astype(jnp.float32), **metrics}
+        # where, not a product: 0 * nan is nan.
+        totals = jax.tree.map(lambda m: jnp.where(good, m, 0.0), totals)
+        return new, _next_health(health, bad, state.step, limit), totals
+
+    def dispatch(state, health, resident, travelling, n):
+        first = jax.tree.map(lambda a: a[0], travelling)
+        if jax.tree.leaves(travelling)[0].shape[0] == 1:
+            # No loop: on CPU a convolution inside one would lose its threads.
+            return one(state, health, resident, first)
+        shapes = jax.eval_shape(one, state, health, resident, first)[2]
+        totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def body(i, carry):
+            state, health, totals = carry
+            now = jax.tree.map(lambda a: a[i], travelling)
+            state, health, more = one(state, health, resident, now)
+            return state, health, jax.tree.map(jnp.add, totals, more)
+
+        # A trip count that is data: the shorter, last dispatch compiles nothing new.
+        return jax.lax.fori_loop(0, n, body, (state, health, totals))
+
+    return jax.jit(dispatch, donate_argnums=0)
+
+
+def fit(
+    loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batches: Stream,
+    *,
+    seed: int,
+    num_steps: int,
+    scan_steps: int = 100,
+    max_skipped: int = 10,
+) -> Iterator[tuple[TrainState, Metrics]]:
+    """Train from state.step to num_steps, yielding after every `scan_steps` steps.
+
+    Yields (state, metrics): the metrics are means over the dispatch, as floats, with
+    `skipped`, the number of its steps whose loss or gradient was not finite and which
+    changed nothing. The yielded state is consumed by the next iteration: use it before.
+    scan_steps steps run in one dispatch; 1 runs each without a loop.
+    Raises NonFiniteError after `max_skipped` skipped steps in a row, naming the first
+    step and leaf, and ValueError where scan_steps or max_skipped is below 1.
+    """
+    if scan_steps < 1 or max_skipped < 1:
+        raise ValueError(
+            f"scan_steps and max_skipped must be at least 1, "
+            f"got {scan_steps} and {max_skipped}"
+        )
+    dispatch = _make_dispatch(loss, optimizer, batches, seed, max_skipped)
+    resident = jax.device_put(batches.resident)
+    # A copy, because the dispatch consumes its input and the caller's is the caller's.
+    state = jax.tree.map(jnp.copy, state)
+    health, step = _healthy(), int(state.step)
+    while step < num_steps:
+        n = min(scan_steps - step % scan_steps, num_steps - step)
+        travelling = _stack([batches.at(step + i) for i in range(n)], scan_steps)
+        state, health, totals = dispatch(state, health, resident, travelling, n)
+        step += n
+        metrics, seen = jax.device_get((totals, health))  # the only wait
+        if seen.stop:
+            raise NonFiniteError(_what_was_not_finite(seen, state.params, max_skipped))
+        yield state, _means(metrics, n)
+
+
+def _stack(items: list, length: int):
+    """Leaves stacked to [length, ...], the last item repeated where there are fewer."""
+    items = items + items[-1:] * (length - len(items))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
+
+
+def _means(totals: Metrics, n: int) -> Metrics:
+    steps = float(totals.pop("steps"))
+    means = {k: float(v) / steps if steps else float("nan") for k, v in totals.items()}
+    return {**means, "skipped": n - int(steps)}
+
+
+def _what_was_not_finite(health: _Health, params: Params, limit: int) -> str:
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    names = ["the loss", *(f"the gradient of {jax.tree_util.keystr(p)}" for p in paths)]
+    return (
+        f"{limit} steps in a row were not finite, from step {int(health.since)} on, "
+        f"where {names[int(health.leaf)]} was the first. They changed no parameter. "
+        "Try a lower learning rate or gradient clipping, or look at the data"
+    )
