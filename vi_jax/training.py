@@ -135,13 +135,18 @@ def _train_step(loss: LossFn, optimizer, seed: int, state: TrainState, batch: Ba
     gradient = jax.value_and_grad(loss, has_aux=True)
     (value, metrics), grads = gradient(state.params, key, batch)
     # One pass over the gradient serves its norm and the search for what is not finite.
-    squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(grads)])
+    squares = jnp.stack([jnp.sum(g * g) for g in jax.tree.leaves(grads)])
     bad = ~jnp.isfinite(jnp.concatenate([value[None], squares]))
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    moved = (optax.apply_updates(state.params, updates), opt_state)
-    kept = (state.params, state.opt_state)
-    skip = jnp.any(bad)
-    params, opt_state = jax.tree.map(lambda k, m: jnp.where(skip, k, m), kept, moved)
+
+    def move(params: Params, opt_state: optax.OptState):
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    # A branch: selecting leaf by leaf would copy the whole state at every step.
+    stay = lambda *kept: kept
+    params, opt_state = jax.lax.cond(
+        jnp.any(bad), stay, move, state.params, state.opt_state
+    )
     metrics = {"loss": value, "grad_norm": jnp.sqrt(jnp.sum(squares)), **metrics}
     return TrainState(state.step + 1, params, opt_state), metrics, bad
 
