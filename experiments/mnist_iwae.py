@@ -14,8 +14,8 @@ from typing import Literal
 
 from vi_jax import (
     bounds,
+    commands,
     estimators,
-    experiment,
     likelihoods,
     models,
     networks,
@@ -27,6 +27,7 @@ from vi_jax import (
 )
 from vi_jax.data import batches
 from vi_jax.data.images import image_data
+from vi_jax.experiment import Experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Knobs:
     """Epochs from one checkpoint, with its validation, to the next."""
 
 
-def build(knobs: Knobs) -> experiment.Experiment:
+def build(knobs: Knobs) -> Experiment:
     """The experiment that the knobs describe."""
     data = image_data(
         knobs.dataset,
@@ -105,7 +106,7 @@ def build(knobs: Knobs) -> experiment.Experiment:
         num_samples=knobs.k,
         beta=schedules.constant(knobs.beta),
     )
-    return experiment.Experiment(
+    return Experiment(
         model,
         loss,
         training.adam(
@@ -134,4 +135,4 @@ def build(knobs: Knobs) -> experiment.Experiment:
 
 
 if __name__ == "__main__":
-    experiment.main("mnist_iwae", Knobs, build)
+    commands.main("mnist_iwae", Knobs, build)

@@ -13,8 +13,8 @@ from typing import Literal
 
 from vi_jax import (
     bounds,
+    commands,
     estimators,
-    experiment,
     likelihoods,
     models,
     networks,
@@ -26,6 +26,7 @@ from vi_jax import (
 )
 from vi_jax.data import batches
 from vi_jax.data.images import Binarize, image_data
+from vi_jax.experiment import Experiment
 from vi_jax.model import analytic_terms, sampled_terms
 
 
@@ -81,7 +82,7 @@ class Knobs:
     """Epochs from one checkpoint, with its validation, to the next."""
 
 
-def build(knobs: Knobs) -> experiment.Experiment:
+def build(knobs: Knobs) -> Experiment:
     """The experiment that the knobs describe."""
     data = image_data(
         knobs.dataset,
@@ -128,7 +129,7 @@ def build(knobs: Knobs) -> experiment.Experiment:
         beta=beta,
         terms={"sampled": sampled_terms, "analytic": analytic_terms}[knobs.kl],
     )
-    return experiment.Experiment(
+    return Experiment(
         model,
         loss,
         training.adam(
@@ -157,4 +158,4 @@ def build(knobs: Knobs) -> experiment.Experiment:
 
 
 if __name__ == "__main__":
-    experiment.main("mnist_vae", Knobs, build)
+    commands.main("mnist_vae", Knobs, build)

@@ -1,11 +1,8 @@
 """Settings under which every test runs."""
 
-import os
-
-# Before jax is imported: sharding can then be tested on any laptop.
-os.environ.setdefault("XLA_FLAGS", "")
-
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# Several devices on any laptop.
+jax.config.update("jax_num_cpu_devices", 2)

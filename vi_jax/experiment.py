@@ -1,22 +1,19 @@
-"""From a typed description of an experiment to a run folder with a result.
+"""From the description of an experiment to a run folder with a result and pictures.
 
-An experiment is a frozen dataclass of knobs and a function from it to an `Experiment`.
-`main` gives it a command line: training (which resumes), and evaluation, sampling and
-interpolation from a finished run folder.
+An experiment is a frozen dataclass of knobs and a function from it to an `Experiment`;
+`commands.main` gives it a command line.
 """
 
-import inspect
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -31,7 +28,6 @@ from vi_jax.types import Array, LossFn, Params
 
 EVALUATION_SEED = 123
 VALID_SAMPLES = 100
-Which = Literal["last", "best"]
 
 
 class Experiment(NamedTuple):
@@ -53,7 +49,11 @@ def initial_state(experiment: Experiment) -> TrainState:
     """The state at step 0, after one trace of the loss.
 
     The trace makes any wrong use an error here, before a run folder exists.
+    Raises ValueError for it, and for a number of steps or samples below 1.
     """
+    for name in ("num_steps", "scan_steps", "checkpoint_steps", "num_eval_samples"):
+        if getattr(experiment, name) < 1:
+            raise ValueError(f"{name} must be at least 1")
     x = jnp.zeros(experiment.data.mean.shape, jnp.float32)
     # Away from the keys of the steps, which are fold_in(key(seed), step).
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
@@ -112,7 +112,7 @@ def _train(
     every, last = experiment.checkpoint_steps, experiment.num_steps
     with (
         runs.metrics_log(run_dir, step) as log,
-        tqdm(total=last, initial=step, unit="step", dynamic_ncols=True) as bar,
+        _progress(last, "step", initial=step) as bar,
     ):
         steps = fit(
             experiment.loss,
@@ -134,8 +134,14 @@ def _train(
             if due:
                 checkpoints.save(state, metrics["valid_bound"])
             bar.update(step - previous)
-            bar.set_postfix(bound=f"{metrics['bound']:.2f}")
+            bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
     return state
+
+
+def _progress(total: int, unit: str, **options) -> tqdm:
+    # A log file gets a line every half minute, a terminal a moving bar.
+    pace = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, unit=unit, mininterval=pace, dynamic_ncols=True, **options)
 
 
 def make_evaluator(
@@ -165,9 +171,7 @@ def make_evaluator(
 
     def evaluate(params: Params, x: np.ndarray) -> LogLikelihood:
         parts = []
-        with tqdm(
-            total=len(x), unit="image", disable=not progress, dynamic_ncols=True
-        ) as bar:
+        with _progress(len(x), "image", disable=not progress) as bar:
             for i, (rows, mask) in enumerate(padded(x, batch_size=batch_size)):
                 part = jax.device_get(batch(params, i * batch_size, rows))
                 parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
@@ -223,8 +227,7 @@ def sample_figure(experiment: Experiment, params: Params, *, num=100, seed=0) ->
     """Means of p(x | z) at draws from the prior."""
     keys = jax.random.split(jax.random.key(seed), num)
     draw = jax.vmap(lambda key: models.generate(experiment.model, params, key))
-    columns = next(c for c in range(min(10, num), 0, -1) if num % c == 0)
-    return plots.image_grid(_as_images(experiment, draw(keys)), columns=columns)
+    return plots.image_grid(_as_images(experiment, draw(keys)), columns=10)
 
 
 def reconstruction_figure(experiment: Experiment, params: Params) -> Figure:
@@ -240,6 +243,7 @@ def interpolation_figure(
     experiment: Experiment, params: Params, *, rows=8, points=10, path=models.spherical
 ) -> Figure:
     """Paths between the first test images, taken two by two."""
+    rows = min(rows, len(experiment.data.test) // 2)
     x = jnp.asarray(experiment.data.test[: 2 * rows]) / 255.0
 
     def one(a: Array, b: Array) -> Array:
@@ -258,140 +262,3 @@ def _pictures(experiment: Experiment, params: Params, records) -> dict[str, Figu
         "interpolations.png": interpolation_figure(experiment, params),
         "training.png": plots.training_curves(records),
     }
-
-
-def main(
-    name: str,
-    knobs_class: type,
-    build: Callable[[Any], Experiment],
-    argv: list[str] | None = None,
-) -> None:
-    """The command line of an experiment; exits with 1 after one clear message.
-
-    `python -m experiments.NAME --knob value ...` trains, evaluates and draws;
-    `... evaluate | sample | interpolate --run-dir DIR` work on a run that exists.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    commands = _commands(name, knobs_class, build)
-    command = argv[0] if argv and argv[0] in commands else "train"
-    rest = argv[1:] if argv and argv[0] in commands else argv
-    program = f"python -m experiments.{name} {command}".removesuffix(" train")
-    try:
-        tyro.cli(commands[command], prog=program, args=rest)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
-    default_dir = Path("runs") / name
-
-    def train(
-        knobs: Annotated[knobs_class, tyro.conf.OmitArgPrefixes],
-        run_dir: Path = default_dir,
-    ) -> None:
-        result = run(build(knobs), run_dir, name=name, knobs=knobs)
-        _print_result(result, run_dir)
-
-    train.__doc__ = f"""{inspect.getdoc(sys.modules[knobs_class.__module__])}
-
-Other commands, on the folder of a run (each has its own --help):
-python -m experiments.{name} evaluate|sample|interpolate --run-dir DIR
-
-Args:
-    run_dir: Folder of the run; the same command again goes on with it.
-"""
-
-    def opened(run_dir: Path, checkpoint: Which) -> tuple[Experiment, Params]:
-        experiment = build(runs.read_knobs(run_dir, name, knobs_class))
-        checkpoints = open_checkpoints(run_dir / "checkpoints")
-        state = checkpoints.restore(initial_state(experiment), checkpoint)
-        if state is None:
-            raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
-        return experiment, averaged_params(state)
-
-    def evaluate_run(
-        run_dir: Path = default_dir,
-        num_samples: int = 5000,
-        checkpoint: Which = "last",
-    ) -> None:
-        """Estimate the test log-likelihood of a run once more.
-
-        Args:
-            run_dir: Folder of the run.
-            num_samples: Importance samples per image.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        experiment, params = opened(run_dir, checkpoint)
-        result = evaluate(experiment, params, num_samples=num_samples)
-        result |= {"checkpoint": checkpoint, **experiment.about}
-        file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
-        runs.write_json(file, result)
-        _print_result(result, file)
-
-    def sample_run(
-        run_dir: Path = default_dir,
-        num: int = 100,
-        seed: int = 0,
-        checkpoint: Which = "last",
-    ) -> None:
-        """Draw images from a run into its folder.
-
-        Args:
-            run_dir: Folder of the run.
-            num: Number of images.
-            seed: Seed of the draws.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        if num < 1:
-            raise ValueError(f"num must be at least 1, got {num}")
-        experiment, params = opened(run_dir, checkpoint)
-        file = run_dir / f"samples-{checkpoint}-{num}-seed{seed}.png"
-        sample_figure(experiment, params, num=num, seed=seed).savefig(file)
-        print(file)
-
-    def interpolate_run(
-        run_dir: Path = default_dir,
-        rows: int = 8,
-        points: int = 10,
-        path: Literal["spherical", "linear"] = "spherical",
-        checkpoint: Which = "last",
-    ) -> None:
-        """Draw paths between test images into the folder of a run.
-
-        Args:
-            run_dir: Folder of the run.
-            rows: Number of paths.
-            points: Images on each path, its ends included.
-            path: Great circles, or straight lines, between posterior means.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        experiment, params = opened(run_dir, checkpoint)
-        if not 1 <= rows <= len(experiment.data.test) // 2 or points < 2:
-            raise ValueError("rows must be from 1 to half the test set, points from 2")
-        file = run_dir / f"interpolations-{path}-{checkpoint}-{rows}x{points}.png"
-        chosen = {"spherical": models.spherical, "linear": models.linear}[path]
-        interpolation_figure(
-            experiment, params, rows=rows, points=points, path=chosen
-        ).savefig(file)
-        print(file)
-
-    return {
-        "train": train,
-        "evaluate": evaluate_run,
-        "sample": sample_run,
-        "interpolate": interpolate_run,
-    }
-
-
-def _print_result(result: dict[str, Any], where: Path) -> None:
-    print(
-        f"test -log p(x) = {result['nll']:.2f} +- {result['nll_stderr']:.2f} nats "
-        f"({result['num_test']} images, {result['num_samples']} samples, binarize "
-        f"{result['binarize']})\n"
-        f"ELBO {result['elbo']:.2f} = -(rate {result['rate']:.2f} + distortion "
-        f"{result['distortion']:.2f}), {result['active_units']} active units\n{where}"
-    )

@@ -12,16 +12,17 @@ def image_grid(
 ) -> Figure:
     """Images [n, h, w, c] in [0, 1], row by row, `columns` to a row.
 
-    Raises ValueError where images are not of four axes, c is neither 1 nor 3, or
-    columns does not divide n.
+    Raises ValueError where images are not of four axes, c is neither 1 nor 3, or there
+    is no image or no column.
     """
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images must be [n, h, w, 1 or 3], got {images.shape}")
     n, h, w, c = images.shape
-    if columns < 1 or n % columns:
-        raise ValueError(f"{n} images do not fill rows of {columns}")
-    rows = n // columns
+    if n < 1 or columns < 1:
+        raise ValueError(f"cannot lay out {n} images in {columns} columns")
+    columns = min(columns, n)
+    rows = -(-n // columns)
     sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 0.5)
     for i, image in enumerate(images):
         top, left = (i // columns) * (h + gap) + gap, (i % columns) * (w + gap) + gap

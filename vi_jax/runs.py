@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import inspect
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from tensorboardX import SummaryWriter
 
 from vi_jax.types import Metrics
@@ -41,7 +43,7 @@ def claim(folder: Path, experiment: str, knobs) -> None:
         _require_same(folder, read_json(path), json.loads(json.dumps(asked)))
     else:
         write_json(path, asked)
-    write_json(folder / "run.json", _circumstances())
+    write_json(folder / "run.json", _circumstances(Path(inspect.getfile(type(knobs)))))
 
 
 def _plain(knobs) -> dict:
@@ -112,19 +114,25 @@ def write_json(path: Path, value: dict) -> None:
     os.replace(temporary, path)
 
 
-def _circumstances() -> dict:
-    import jax
-
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(git, capture_output=True, text=True, check=False)
+def _circumstances(code: Path) -> dict:
     return {
         "command": sys.argv,
-        "git_commit": found.stdout.strip() or None,
+        "git_commit": _git(code, "rev-parse", "--verify", "HEAD"),
+        "git_changes": _git(code, "status", "--short", "--untracked-files=no"),
         "versions": {p: _version(p) for p in PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
     }
+
+
+def _git(code: Path, *command: str) -> str | None:
+    """What git says of the folder of `code`; None outside a checkout or without git."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        git = ["git", "-C", str(code.resolve().parent), *command]
+        found = subprocess.run(git, capture_output=True, text=True, check=True)
+        return found.stdout.strip()
+    return None
 
 
 def _version(package: str) -> str | None:

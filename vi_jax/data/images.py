@@ -31,13 +31,14 @@ def image_data(
     binarize: Binarize,
     batch_size: int,
     seed: int,
-    num_valid: int = 400,
+    num_valid: int | None = None,
     data_dir: str | Path | None = None,
 ) -> ImageData:
     """The splits of a set, or of an .npz with x_train and x_test, for a flat model.
 
-    The last `num_valid` training images are held out. `binarize` is "dynamic" (a new
-    draw at each access), "static" (one draw), "threshold" or "none" (pixel / 255).
+    The last `num_valid` training images are held out: by default 400, as Burda et al.
+    do, or a tenth of a small set. `binarize` is "dynamic" (a new draw at each access),
+    "static" (one draw), "threshold" or "none" (pixel / 255).
     What is evaluated is drawn once, with a fixed seed, whatever the seed of the run.
     Raises ValueError where a batch is larger than the set or num_valid leaves nothing.
     """
@@ -48,6 +49,8 @@ def image_data(
             f"{dataset} has training images of {training.shape[1:]} and test images of "
             f"{test.shape[1:]}: they must have one shape"
         )
+    if num_valid is None:
+        num_valid = min(400, len(training) // 10)
     if not 1 <= num_valid < len(training):
         raise ValueError(
             f"num_valid is {num_valid}: it must lie in [1, {len(training) - 1}], since "

@@ -1,0 +1,179 @@
+"""Bounds on literal log-weights, and in expectation against the exact log p(x)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import (
+    BOUNDS,
+    WRONG,
+    X,
+    exact_log_px,
+    exact_posterior,
+    wrong_params,
+    z_scores,
+)
+
+from vi_jax import bounds
+from vi_jax.math import log_mean_exp, with_gradient_of
+from vi_jax.model import log_weight, sampled_terms
+
+EVERY = pytest.mark.parametrize("name", BOUNDS)
+LOG_W = np.array([-3.1, 0.4, 1.7, -0.6, 0.9])
+
+
+def value(name, log_w):
+    return np.asarray(BOUNDS[name].bound(jnp.array(log_w, float)))
+
+
+@EVERY
+@pytest.mark.parametrize("x64, tolerance", [(False, 1e-6), (True, 1e-14)])
+def test_a_bound_is_its_definition(name, x64, tolerance):
+    with jax.enable_x64(x64):
+        got = BOUNDS[name].bound(jnp.array(LOG_W, float))
+    assert got.shape == ()
+    np.testing.assert_allclose(got, BOUNDS[name].naive(LOG_W), rtol=tolerance)
+
+
+@EVERY
+def test_equal_weights_give_that_weight(name):
+    for k in (1, 3, 64):
+        np.testing.assert_allclose(value(name, np.full(k, -83.7)), -83.7, rtol=1e-6)
+
+
+@EVERY
+def test_one_sample_gives_its_weight(name):
+    np.testing.assert_allclose(value(name, [-4.3]), -4.3, rtol=1e-6)
+
+
+@EVERY
+def test_a_shift_of_the_weights_shifts_the_bound(name):
+    np.testing.assert_allclose(
+        value(name, LOG_W - 90.5), value(name, LOG_W) - 90.5, rtol=1e-6
+    )
+
+
+@EVERY
+def test_the_order_of_the_weights_does_not_matter(name):
+    mixed = LOG_W[[3, 0, 4, 1, 2]]
+    np.testing.assert_allclose(value(name, mixed), value(name, LOG_W), rtol=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("far", [1e4, -1e4])
+def test_extreme_weights_stay_finite(name, far):
+    """And right: up to log 3 nats the bound is set by the extremes."""
+    low = min(far, 0.0)
+    log_w = jnp.array([far, 1.0, far - 2.0])
+    at, slope = jax.value_and_grad(BOUNDS[name].bound)(log_w)
+    with np.errstate(over="ignore"):
+        shifted = BOUNDS[name].naive(np.array([far, 1.0, far - 2.0], np.longdouble))
+    assert low - 2 - np.log(3) <= at <= max(far, 1.0) + np.log(3)
+    np.testing.assert_allclose(at, np.float64(shifted), rtol=1e-5)
+    np.testing.assert_allclose(slope.sum(), 1, rtol=1e-5)
+
+
+def test_bounds_are_ordered_on_the_same_weights():
+    """min <= elbo <= Renyi, falling in alpha <= iwae = Renyi at 0 <= ... <= max."""
+    with jax.enable_x64(True):
+        for log_w in np.random.default_rng(0).normal(0, 3, (10, 6)):
+            w = jnp.array(log_w)
+            renyi = lambda alpha, w=w: bounds.renyi(w, alpha=alpha)
+            falling = [renyi(a) for a in (3.0, 1.5, 0.7, 0.2, 0.0, -0.5, -4.0, -40.0)]
+            chain = [w.min(), *falling, w.max()]
+            assert np.all(np.diff(chain) > 0)
+            assert falling[1] < bounds.elbo(w) < falling[2]
+            np.testing.assert_allclose(renyi(0.0), bounds.iwae(w), rtol=1e-14)
+
+
+def test_renyi_approaches_the_elbo_from_both_sides_of_one():
+    """The distance is (1 - alpha) / 2 times the variance of the log-weights."""
+    with jax.enable_x64(True):
+        w = jnp.array(LOG_W)
+        for step in (1e-4, -1e-4):
+            gap = bounds.renyi(w, alpha=1 - step) - bounds.elbo(w)
+            np.testing.assert_allclose(gap, step * LOG_W.var() / 2, rtol=1e-3)
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(), (0,), (3, 2), (1, 5)])
+def test_anything_but_the_weights_of_one_example_is_an_error(name, shape):
+    with pytest.raises(ValueError, match=r"\[k\]"):
+        BOUNDS[name].bound(jnp.zeros(shape))
+
+
+def test_renyi_at_one_names_the_elbo():
+    for alpha in (1, 1.0):
+        with pytest.raises(ValueError, match="elbo"):
+            bounds.renyi(jnp.array(LOG_W), alpha=alpha)
+
+
+def test_impossible_samples_count_as_zero_weight():
+    log_w = jnp.array([-jnp.inf, 1.0, -jnp.inf, 1.0])
+    np.testing.assert_allclose(bounds.iwae(log_w), 1 - np.log(2), rtol=1e-6)
+    assert bounds.elbo(log_w) == -jnp.inf
+
+
+def test_log_mean_exp_along_each_axis():
+    a = np.random.default_rng(1).normal(0, 2, (3, 4))
+    for axis in (0, 1, -1):
+        got = log_mean_exp(jnp.array(a, float), axis=axis)
+        np.testing.assert_allclose(got, np.log(np.exp(a).mean(axis)), rtol=1e-5)
+
+
+def test_with_gradient_of_keeps_the_value_to_the_last_digit():
+    """Also where the surrogate is so large that adding it would round the value."""
+    f = lambda x: with_gradient_of(jnp.sin(x), 1e9 * x**2)
+    value, slope = jax.value_and_grad(f)(jnp.array(0.7))
+    assert value == jnp.sin(jnp.array(0.7))
+    np.testing.assert_allclose(slope, 1.4e9, rtol=1e-6)
+
+
+@functools.cache
+def drawn_log_weights(num: int = 20_000, k: int = 8) -> np.ndarray:
+    """log-weights [num, k] of X under a deliberately wrong posterior, float64."""
+    with jax.enable_x64(True):
+        params, x = wrong_params(), jnp.array(X)
+        q = WRONG.posterior(params, x)
+        z = jax.vmap(q.sample)(jax.random.split(jax.random.key(7), num * k))
+        terms = sampled_terms(WRONG, x)
+        log_w = jax.jit(lambda params, q, z: jax.vmap(log_weight)(terms(params, q, z)))(
+            params, q, z
+        )
+        return np.asarray(log_w).reshape(num, k)
+
+
+def test_in_expectation_iwae_rises_with_k_towards_log_px():
+    """Each step up by more than 4 standard errors of the paired differences."""
+    log_w = drawn_log_weights()
+    with jax.enable_x64(True):
+        iwae = jax.jit(jax.vmap(bounds.iwae))
+        values = [np.asarray(iwae(jnp.array(log_w[:, :k]))) for k in (1, 2, 3, 4, 8)]
+    values.append(np.full(len(log_w), exact_log_px()))
+    for lower, higher in zip(values[:-1], values[1:], strict=True):
+        assert z_scores(higher - lower) > 4
+
+
+def test_the_mean_weight_is_px():
+    """E_q[w] = p(x) whatever q, within 4 standard errors of 160,000 draws."""
+    weights = np.exp(drawn_log_weights().ravel() - exact_log_px())
+    assert abs(z_scores(weights, 1.0)) < 4
+    assert weights.std() > 0.05  # the posterior is wrong: the test can fail
+
+
+def test_the_mean_elbo_is_log_px_minus_the_kl_to_the_exact_posterior():
+    """log p(x) - KL(q || p(z | x)) in closed form, within 4 standard errors."""
+    params = wrong_params()
+    gain, offset, covariance = exact_posterior()
+    q = WRONG.posterior(params, jnp.array(X, float))
+    shift = np.asarray(q.loc, np.float64) - gain @ X - offset
+    q_covariance = np.diag(np.asarray(q.scale, np.float64) ** 2)
+    precision = np.linalg.inv(covariance)
+    log_det = np.linalg.slogdet(covariance)[1] - np.linalg.slogdet(q_covariance)[1]
+    trace = np.trace(precision @ q_covariance)
+    kl = 0.5 * (trace + shift @ precision @ shift - 2 + log_det)
+    assert kl > 0.02
+    elbo = drawn_log_weights().mean(1)
+    assert abs(z_scores(elbo, exact_log_px() - kl)) < 4

@@ -1,0 +1,77 @@
+"""Checkpoints: what is restored is what was saved, and damage is noticed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vi_jax.checkpoints import open_checkpoints
+from vi_jax.training import TrainState, init_state
+
+
+def state_at(step):
+    """A state with an optimizer's nested records, different at each step."""
+    key = jax.random.key(step)
+    params = {"a": jax.random.normal(key, (50, 3)), "b": jnp.full(2, float(step))}
+    state = init_state(params, optax.adam(1e-3))
+    return TrainState(jnp.asarray(step, jnp.int32), params, state.opt_state)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of steps 10, 20 and 30, of which 10 has the best score."""
+    checkpoints = open_checkpoints(tmp_path)
+    for step, score in ((10, -1.0), (20, -3.0), (30, -2.0)):
+        checkpoints.save(state_at(step), score)
+    return tmp_path
+
+
+def damage(checkpoint, how):
+    """Cut short, or flip a byte of, every file that holds arrays."""
+    for path in checkpoint.rglob("d/*"):
+        data = bytearray(path.read_bytes())
+        middle = len(data) // 2
+        data[middle] ^= 0x10
+        path.write_bytes(bytes(data[:middle] if how == "cut" else data))
+
+
+def test_the_last_and_the_best_come_back(folder):
+    checkpoints = open_checkpoints(folder)
+    assert_same(checkpoints.restore(state_at(0)), state_at(30))
+    assert_same(checkpoints.restore(state_at(0), "best"), state_at(10))
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+    assert open_checkpoints(tmp_path).restore(state_at(0)) is None
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(folder, how):
+    damage(folder / "last" / "30", how)
+    with pytest.warns(UserWarning, match="step 30 .* is damaged"):
+        restored = open_checkpoints(folder).restore(state_at(0))
+    assert_same(restored, state_at(20))
+    # The run goes on and reaches the damaged step again.
+    again = open_checkpoints(folder)
+    again.save(state_at(30), -2.0)
+    assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(30))
+
+
+def test_where_nothing_can_be_read_the_error_says_what_to_do(folder):
+    for step in ("20", "30"):
+        damage(folder / "last" / step, "cut")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="start again"):
+        open_checkpoints(folder).restore(state_at(0))
+
+
+def test_a_half_written_checkpoint_is_not_one(folder):
+    """What a kill in the middle of writing leaves behind."""
+    (folder / "last" / "40.orbax-checkpoint-tmp-1").mkdir()
+    (folder / "last" / "40.orbax-checkpoint-tmp-1" / "state").write_text("x")
+    assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(30))

@@ -1,0 +1,372 @@
+"""Estimators: the value of the bound, an unbiased gradient, and errors elsewhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import (
+    BOUNDS,
+    ESTIMATORS,
+    EXACT,
+    MODELS,
+    WRONG,
+    X,
+    exact_elbo,
+    exact_log_px,
+    exact_params,
+    exact_posterior,
+    is_valid,
+    tree_z_scores,
+    wrong_params,
+)
+from jax.lax import stop_gradient
+
+from vi_jax import bounds, estimators
+from vi_jax.distributions import Bernoulli, Categorical, FullNormal, Normal
+from vi_jax.model import (
+    Model,
+    Terms,
+    analytic_terms,
+    log_weight,
+    sampled_terms,
+)
+from vi_jax.objectives import per_example
+
+K = 5
+DRAWS = 20_000
+BETAS = (0.5, 1.0, 2.0)
+# Renyi(2) weighs the worst sample most: its gradients have no useful standard error.
+STOCHASTIC = ("iwae", "renyi_half", "renyi_minus_1")
+
+
+@pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-10)])
+def test_exact_posterior_gives_the_exact_marginal_whatever_the_bound(x64, tolerance):
+    """The master test: bound x estimator x k, against scipy's log N(x; mu, C)."""
+    combinations = [
+        (bound, estimator, k)
+        for bound in BOUNDS
+        for estimator in ESTIMATORS
+        for k in (1, 2, 7)
+        if is_valid(estimator, bound, k)
+    ]
+
+    def every_value(params, x):
+        return [
+            per_example(
+                EXACT,
+                params,
+                jax.random.key(i),
+                x,
+                bound=BOUNDS[bound].bound,
+                estimator=ESTIMATORS[estimator],
+                num_samples=k,
+            )[0]
+            for i, (bound, estimator, k) in enumerate(combinations)
+        ]
+
+    with jax.enable_x64(x64):
+        got = jax.jit(every_value)(exact_params(), jnp.array(X, float))
+        np.testing.assert_allclose(got, exact_log_px(), rtol=tolerance, atol=tolerance)
+    assert len(combinations) == 37
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_every_estimator_has_the_value_of_the_bound(bound):
+    """To the last digit, with the same key: the surrogate leaves no trace."""
+    params, x, key = wrong_params(), jnp.array(X, float), jax.random.key(1)
+    f = BOUNDS[bound].bound
+    values = [
+        per_example(
+            WRONG, params, key.copy(), x, bound=f, estimator=e, num_samples=K, beta=0.5
+        )
+        for name, e in ESTIMATORS.items()
+        if is_valid(name, bound, K)
+    ]
+    log_w = jax.vmap(lambda t: log_weight(t, 0.5))(values[0][1])
+    assert {float(value) for value, _ in values} == {float(f(log_w))}
+    np.testing.assert_allclose(
+        values[0][0], BOUNDS[bound].naive(np.asarray(log_w, np.float64)), rtol=1e-5
+    )
+
+
+def stl_without_its_guard(bound, terms, params, q, z, *, beta):
+    """Biased beyond the ELBO: the power check of the tests of unbiasedness."""
+    log_w = lambda t: log_weight(t, beta)
+    return bound(jax.vmap(log_w)(terms(params, stop_gradient(q), z)))
+
+
+def squared_weights(bound, terms, params, q, z, *, beta):
+    """DReG for the IWAE as printed, right at beta = 1 only."""
+    del bound
+    log_w = lambda params, q, z: jax.vmap(lambda t: log_weight(t, beta))(
+        terms(params, q, z)
+    )
+    w = stop_gradient(jax.nn.softmax(log_w(params, q, z)))
+    along_params = log_w(params, stop_gradient(q), stop_gradient(z))
+    along_path = log_w(stop_gradient(params), stop_gradient(q), z)
+    return w @ along_params + w**2 @ along_path
+
+
+@functools.cache
+def drawn_gradients(model, bound, estimator):
+    """Gradients by each beta, DRAWS of each parameter; the same keys for everyone."""
+    model, make = MODELS[model]
+
+    def value(params, key, beta):
+        x = jnp.array(X, float)
+        how = {"bound": BOUNDS[bound].bound, "estimator": estimator}
+        return per_example(model, params, key, x, num_samples=K, beta=beta, **how)[0]
+
+    keys = jax.random.split(jax.random.key(11), DRAWS)
+    each = jax.vmap(jax.vmap(jax.grad(value), (None, 0, None)), (None, None, 0))
+    draws = jax.jit(each)(make(), keys, jnp.array(BETAS))
+    return {
+        beta: jax.tree.map(lambda a, i=i: np.asarray(a[i], np.float64), draws)
+        for i, beta in enumerate(BETAS)
+    }
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_elbo_gradient_is_that_of_the_closed_form(model, estimator):
+    """3 betas x 20 parameters a case, 120 in all x 3 estimators: |z| < 4.5."""
+    record, make = MODELS[model]
+    draws = drawn_gradients(model, "elbo", ESTIMATORS[estimator])
+    x = jnp.array(X, float)
+    for beta in BETAS:
+        exact = jax.jit(jax.grad(lambda p, b: exact_elbo(record, p, x, b)))
+        truth = exact(make(), beta)
+        assert np.max(abs(tree_z_scores(draws[beta], truth))) < 4.5
+        assert min(np.max(abs(leaf)) for leaf in jax.tree.leaves(truth)) > 0.01
+
+
+def paired(a, b):
+    return jax.tree.map(np.subtract, a, b)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("bound", STOCHASTIC)
+def test_dreg_is_unbiased_for_every_bound_and_beta(model, bound):
+    """Paired with `reparam`: 3 betas x 20 parameters a case, 360 in all: |z| < 4.5."""
+    reference = drawn_gradients(model, bound, estimators.reparam)
+    draws = drawn_gradients(model, bound, estimators.dreg)
+    for beta in BETAS:
+        scores = tree_z_scores(paired(draws[beta], reference[beta]))
+        assert np.max(abs(scores)) < 4.5
+        assert np.sum(scores != 0) > 10  # two estimators are compared, not one
+
+
+def test_the_comparison_can_tell_a_biased_estimator():
+    """STL on the IWAE, and the textbook's squared weights at beta = 1/2: |z| > 10."""
+    reference = drawn_gradients("own", "iwae", estimators.reparam)
+    stl = drawn_gradients("own", "iwae", stl_without_its_guard)
+    assert np.max(abs(tree_z_scores(paired(stl[1.0], reference[1.0])))) > 10
+    squared = drawn_gradients("own", "iwae", squared_weights)
+    assert np.max(abs(tree_z_scores(paired(squared[0.5], reference[0.5])))) > 10
+
+
+def test_dreg_has_less_variance_than_reparam_in_the_posterior():
+    for bound in STOCHASTIC:
+        dreg = drawn_gradients("own", bound, estimators.dreg)[1.0]["q"]["gain"]
+        reparam = drawn_gradients("own", bound, estimators.reparam)[1.0]["q"]["gain"]
+        assert np.all(dreg.std(0) < 0.8 * reparam.std(0))
+
+
+def posterior_with_parameters() -> tuple[Model, dict]:
+    """The exact posterior, written with parameters of its own."""
+    gain, offset, covariance = exact_posterior()
+
+    def posterior(params, x):
+        q = params["q"]
+        return FullNormal(q["gain"] @ x + q["offset"], q["scale_tril"])
+
+    scale_tril = np.linalg.cholesky(covariance)
+    q = {"gain": gain, "offset": offset, "scale_tril": scale_tril}
+    params = {**exact_params(), "q": jax.tree.map(jnp.array, q)}
+    return Model(EXACT.init, EXACT.prior, posterior, EXACT.likelihood), params
+
+
+def test_gradient_of_the_posterior_vanishes_at_the_exact_posterior():
+    """Sample by sample for stl and dreg, float64; not for reparam, nor for p."""
+    cases = [("elbo", estimators.stl), *[(b, estimators.dreg) for b in BOUNDS]]
+    cases.append(("iwae", estimators.reparam))
+
+    def gradients(params, key):
+        value = lambda params, bound, estimator: per_example(
+            model,
+            params,
+            key.copy(),
+            jnp.array(X),
+            bound=BOUNDS[bound].bound,
+            estimator=estimator,
+            num_samples=K,
+        )[0]
+        return [jax.grad(value)(params, *case) for case in cases]
+
+    with jax.enable_x64(True):
+        model, params = posterior_with_parameters()
+        keys = jax.random.split(jax.random.key(2), 20)
+        got = jax.jit(jax.vmap(gradients, (None, 0)))(params, keys)
+        largest = lambda tree: max(np.max(abs(a)) for a in jax.tree.leaves(tree))
+        for gradient in got[:-1]:
+            assert largest(gradient["q"]) < 1e-10
+            assert largest(gradient["weight"]) > 0.1
+        assert largest(got[-1]["q"]) > 0.1
+
+
+def by_hand(estimator_weights, eps):
+    """Gradient of WRONG's log-weights with the weights given, from the definitions.
+
+    sum_i a_i dl_i along p's parameters + sum_i c_i (dl_i / dz_i) dz_i along q's, where
+    (a, c) = estimator_weights(l).
+    """
+    params, x = wrong_params(), jnp.array(X)
+    q = WRONG.posterior(params, x)
+
+    def log_w(params, z):
+        noise = jnp.exp(params["log_noise"])
+        log_normal = lambda a, loc, scale: jnp.sum(
+            -0.5 * ((a - loc) / scale) ** 2 - jnp.log(scale) - 0.5 * np.log(2 * np.pi)
+        )
+        log_lik = log_normal(x, params["weight"] @ z + params["mean"], noise)
+        return log_lik + log_normal(z, 0.0, jnp.ones(2)) - log_normal(z, q.loc, q.scale)
+
+    def sample(params, eps):
+        q = WRONG.posterior(params, x)
+        return q.loc + q.scale * eps
+
+    z = jax.vmap(lambda e: sample(params, e))(eps)
+    a, c = estimator_weights(jax.vmap(lambda z: log_w(params, z))(z))
+    along_p = jax.vmap(lambda z: jax.grad(log_w)(params, z))(z)
+    slopes = jax.vmap(lambda z: jax.grad(log_w, argnums=1)(params, z))(z)  # [k, d]
+    paths = jax.vmap(lambda e: jax.jacobian(sample)(params, e))(eps)  # [k, d, ...]
+    along_q = jax.tree.map(lambda j: jnp.einsum("k,kd,kd...->...", c, slopes, j), paths)
+    weighted = jax.tree.map(lambda g: jnp.tensordot(a, g, 1), along_p)
+    return jax.tree.map(jnp.add, weighted, along_q)
+
+
+def test_dreg_of_the_iwae_is_the_textbooks_squared_weights():
+    """Sample by sample at beta = 1; and for the ELBO it is sticking the landing."""
+    with jax.enable_x64(True):
+        params, x = wrong_params(), jnp.array(X)
+        keys = jax.random.split(jax.random.key(3), K)
+        q = WRONG.posterior(params, x)
+        eps = (jax.vmap(q.sample)(keys.copy()) - q.loc) / q.scale
+
+        def value(params, bound, estimator):
+            q = WRONG.posterior(params, x)
+            z = jax.vmap(q.sample)(keys.copy())
+            return estimator(bound, sampled_terms(WRONG, x), params, q, z, beta=1.0)
+
+        def squared(log_w):
+            w = jax.nn.softmax(log_w)
+            return w, w**2
+
+        uniform = lambda log_w: (jnp.full(K, 1 / K), jnp.full(K, 1 / K))
+        gradient = jax.jit(jax.grad(value), static_argnums=(1, 2))
+        expected = jax.jit(by_hand, static_argnums=0)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+        dreg = gradient(params, bounds.iwae, estimators.dreg)
+        jax.tree.map(close, dreg, expected(squared, eps))
+        dreg = gradient(params, bounds.elbo, estimators.dreg)
+        jax.tree.map(close, dreg, expected(uniform, eps))
+        stl = gradient(params, bounds.elbo, estimators.stl)
+        jax.tree.map(np.testing.assert_array_equal, dreg, stl)
+
+
+def grouped(x: jax.Array, num_groups: int):
+    """Terms of WRONG with log p(z) and log q(z | x) per latent, [g]."""
+
+    def terms(params, q, z):
+        def one(z):
+            log_lik = WRONG.likelihood(params, z).log_prob(x)
+            each = jax.vmap(lambda loc, scale, z: Normal(loc, scale).log_prob(z))
+            log_prior = each(jnp.zeros(num_groups), jnp.ones(num_groups), z)
+            return Terms(log_lik, log_prior, each(q.loc, q.scale, z))
+
+        return jax.vmap(one)(z)
+
+    return terms
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_terms_per_group_of_latents_are_summed(estimator):
+    """[g] or [] per sample: the same value and the same gradient."""
+    params, x = wrong_params(), jnp.array(X, float)
+    keys = jax.random.split(jax.random.key(4), K)
+    bound = bounds.elbo if estimator == "stl" else bounds.iwae
+
+    def value(params, terms):
+        q = WRONG.posterior(params, x)
+        z = jax.vmap(q.sample)(keys.copy())
+        return ESTIMATORS[estimator](bound, terms, params, q, z, beta=0.7)
+
+    both = jax.jit(jax.value_and_grad(value), static_argnums=1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        both(params, grouped(x, 2)),
+        both(params, sampled_terms(WRONG, x)),
+    )
+
+
+def test_stl_on_a_multi_sample_bound_names_dreg():
+    params, x = wrong_params(), jnp.array(X, float)
+    for name in ("iwae", "renyi_half"):
+        stl = {"bound": BOUNDS[name].bound, "estimator": estimators.stl}
+        with pytest.raises(ValueError, match="dreg"):
+            per_example(WRONG, params, jax.random.key(0), x, num_samples=2, **stl)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("posterior", [Bernoulli, Categorical])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_posterior_without_a_path_is_an_error(estimator, posterior, k):
+    """Its gradient would be silently 0."""
+    logits = lambda params: posterior(params["logits"])
+    model = Model(
+        init=None,
+        prior=logits,
+        posterior=lambda params, x: posterior(params["q"] @ x),
+        likelihood=lambda params, z: Normal(params["loc"] + z, jnp.ones(3)),
+    )
+    params = {"logits": jnp.zeros(3), "q": jnp.eye(3), "loc": jnp.zeros(3)}
+    with pytest.raises(ValueError, match=posterior.__name__):
+        per_example(
+            model,
+            params,
+            jax.random.key(0),
+            jnp.ones(3),
+            estimator=ESTIMATORS[estimator],
+            num_samples=k,
+        )
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_no_samples_is_an_error(k):
+    with pytest.raises(ValueError, match="num_samples"):
+        per_example(
+            WRONG, wrong_params(), jax.random.key(0), jnp.array(X, float), num_samples=k
+        )
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"bound": bounds.iwae},
+        {"bound": bounds.iwae, "num_samples": 3},
+        {"estimator": estimators.stl},
+        {"estimator": estimators.dreg, "num_samples": 3},
+    ],
+)
+def test_the_analytic_kl_is_for_the_elbo_with_reparam(how):
+    with pytest.raises(ValueError, match="sampled_terms"):
+        per_example(
+            WRONG,
+            wrong_params(),
+            jax.random.key(0),
+            jnp.array(X, float),
+            terms=analytic_terms,
+            **how,
+        )

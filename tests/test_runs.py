@@ -1,0 +1,300 @@
+"""Runs and command lines, on a set of small images and a small net."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import mnist_iwae, mnist_vae
+from vi_jax import commands, experiment, runs
+from vi_jax.data.batches import padded
+
+ROOT = Path(__file__).parent.parent
+MODULES = {"mnist_vae": mnist_vae, "mnist_iwae": mnist_iwae}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """An .npz of 4x4 images whose rows are on or off together."""
+    rng = np.random.default_rng(0)
+    make = lambda n: np.repeat(rng.integers(0, 256, (n, 4, 1)), 4, axis=2)
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, x_train=make(300), x_test=make(33))
+    return path
+
+
+def arguments(small, run_dir, **knobs):
+    knobs = {
+        "dataset": small,
+        "run_dir": run_dir,
+        "epochs": 4,
+        "batch_size": 20,
+        "latents": 2,
+        "eval_samples": 20,
+        "scan_steps": 7,
+        "checkpoint_epochs": 1,
+        **knobs,
+    }
+    pairs = [(f"--{k.replace('_', '-')}", str(v)) for k, v in knobs.items()]
+    return [word for pair in pairs for word in pair]
+
+
+def train(small, run_dir, name="mnist_vae", **knobs):
+    module = MODULES[name]
+    commands.main(name, module.Knobs, module.build, arguments(small, run_dir, **knobs))
+    return json.loads((run_dir / "result.json").read_text())
+
+
+def final_checkpoint(run_dir):
+    """The bytes of the arrays of the last checkpoint, by their digest."""
+    steps = sorted((run_dir / "checkpoints/last").iterdir(), key=lambda p: int(p.name))
+    return steps[-1].name, (steps[-1] / "check" / "metadata").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(small, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "finished"
+    train(small, run_dir)
+    return run_dir
+
+
+def test_a_run_leaves_all_that_it_promises(finished):
+    result = json.loads((finished / "result.json").read_text())
+    promised = (
+        "nll nll_stderr num_samples elbo rate distortion active_units train_seconds "
+        "eval_seconds steps seed dataset binarize split num_test num_train k estimator"
+    )
+    assert set(promised.split()) <= set(result)
+    assert result["steps"] == 54  # 270 training images, 4 epochs, batches of 20
+    assert result["num_test"] == 33 and result["num_train"] == 270
+    assert result["elbo"] <= -result["nll"]
+    assert np.isclose(result["elbo"], -result["rate"] - result["distortion"])
+    for name in ("samples", "reconstructions", "interpolations", "training"):
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "tensorboard").glob("events.out.tfevents*"))
+    stored = json.loads((finished / "run.json").read_text())
+    assert stored["versions"]["jax"]
+
+
+def test_metrics_hold_every_step_once_and_the_validation(finished):
+    records = runs.read_metrics(finished)
+    assert [r["step"] for r in records] == [7, 14, 21, 28, 35, 42, 49, 54]
+    assert all(
+        r["rate"] + r["distortion"] == pytest.approx(-r["elbo"]) for r in records
+    )
+    # An epoch is 14 steps.
+    assert [r["step"] for r in records if "valid_bound" in r] == [14, 28, 42, 54]
+
+
+def test_training_raises_the_bound(small, tmp_path):
+    result = train(small, tmp_path / "run", epochs=60, scan_steps=100)
+    records = runs.read_metrics(tmp_path / "run")
+    # 16 fair coins are 11.09 nats; knowing two of the four rows leaves 10.59.
+    assert 10.09 - 4 * result["nll_stderr"] < result["nll"] < 10.8
+    assert records[-1]["bound"] > records[0]["bound"] + 1
+
+
+def test_the_evaluation_is_that_of_each_image_and_drops_none(small, finished):
+    """33 images in batches of 20: the last batch is padded, masked and counted."""
+    knobs = runs.read_knobs(finished, "mnist_vae", mnist_vae.Knobs)
+    small_run = mnist_vae.build(knobs)
+    params = experiment.initial_state(small_run).params
+    x = small_run.data.test
+    evaluator = experiment.make_evaluator(small_run.model, num_samples=9, chunk=4)
+    found = evaluator(params, x)
+    assert found.log_px.shape == (33,)
+    assert sum(mask.sum() for _, mask in padded(x, batch_size=20)) == 33
+    other = experiment.make_evaluator(
+        small_run.model, num_samples=9, chunk=4, batch_size=7
+    )
+    np.testing.assert_allclose(found.log_px, other(params, x).log_px, rtol=1e-5)
+
+
+def test_a_finished_run_is_not_trained_again(small, finished, capsys):
+    before = (finished / "metrics.jsonl").read_text()
+    train(small, finished)
+    assert "finished already" in capsys.readouterr().err
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+def test_other_knobs_in_the_same_folder_are_an_error_that_shows_them(
+    small, finished, capsys
+):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as caught:
+        train(small, finished, beta=2.0, seed=5)
+    assert caught.value.code == 1
+    message = capsys.readouterr().err
+    assert "beta: 1.0 there, 2.0 now" in message
+    assert "seed: 0 there, 5 now" in message
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "sample", "interpolate"])
+def test_commands_on_a_finished_run(finished, command, capsys):
+    options = {"evaluate": ["--num-samples", "30"], "sample": ["--num", "6"]}
+    options["interpolate"] = ["--rows", "2", "--path", "linear"]
+    argv = [command, "--run-dir", str(finished), *options[command]]
+    for which in ("last", "best"):
+        commands.main(
+            "mnist_vae",
+            mnist_vae.Knobs,
+            mnist_vae.build,
+            [*argv, "--checkpoint", which],
+        )
+        written = Path(capsys.readouterr().out.split("\n")[-2])
+        assert written.parent == finished and written.stat().st_size > 0
+        if command == "evaluate":
+            again = json.loads(written.read_text())
+            first = json.loads((finished / "result.json").read_text())
+            assert abs(again["nll"] - first["nll"]) < 0.5
+            assert again["num_samples"] == 30
+
+
+def test_iwae_beta_schedules_and_other_choices_train(small, tmp_path):
+    iwae = train(small, tmp_path / "a", "mnist_iwae", k=3, clip_norm=1.0, ema=0.9)
+    assert iwae["bound"] == "iwae" and iwae["estimator"] == "dreg"
+    vae = train(
+        small,
+        tmp_path / "b",
+        anneal="cyclical",
+        anneal_epochs=4,
+        beta=0.5,
+        prior="mixture",
+        binarize="none",
+    )
+    assert vae["likelihood"] == "normal" and np.isfinite(vae["nll"])
+    betas = [r["beta"] for r in runs.read_metrics(tmp_path / "b")]
+    assert max(betas) <= 0.5 and min(betas) < 0.45
+    analytic = train(small, tmp_path / "c", kl="analytic", estimator="reparam")
+    assert np.isfinite(analytic["nll"])
+
+
+@pytest.mark.parametrize(
+    "knobs, message",
+    [
+        ({"k": 0}, "at least 1"),
+        ({"batch_size": 271}, "[1, 270]"),
+        ({"batch_size": 0}, "[1, 270]"),
+        ({"dataset": "mnits"}, "no set is called 'mnits'"),
+        ({"dataset": "missing.npz"}, "missing.npz"),
+        ({"bound": "iwae", "k": 2}, "use `dreg`"),
+        ({"bound": "renyi", "alpha": 1.0}, "alpha = 1"),
+        ({"kl": "analytic"}, "sampled_terms"),
+        ({"anneal": "linear", "anneal_epochs": 5}, "never reach its end"),
+        ({"beta": -1.0}, "beta"),
+        ({"epochs": 0}, "num_steps"),
+        ({"learning_rate": 0}, "learning_rate"),
+        ({"latents": 0}, "at least 1"),
+        ({"scan_steps": 0}, "scan_steps"),
+        ({"eval_samples": 0}, "num_eval_samples"),
+        ({"checkpoint_epochs": 0}, "checkpoint"),
+        ({"learning_rate": 1e30}, "in a row were not finite"),
+    ],
+)
+def test_bad_knobs_are_one_clear_message(small, tmp_path, capsys, knobs, message):
+    with pytest.raises(SystemExit) as caught:
+        train(small, tmp_path / "run", **knobs)
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("error: ") and message in line]
+    if "learning_rate" not in knobs or not knobs["learning_rate"]:
+        assert not (tmp_path / "run").exists(), "nothing is written for a bad knob"
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--estimator", "wrong"], "reparam"),
+        (["--no-such-knob", "1"], "--no-such-knob"),
+        (["--k", "many"], "INT"),
+    ],
+)
+def test_unknown_knobs_name_what_there_is(argv, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert message in re.sub(r"\s+", " ", captured.err + captured.out)
+
+
+def test_help_explains_every_knob(capsys):
+    with pytest.raises(SystemExit) as caught:
+        commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, ["--help"])
+    assert caught.value.code == 0
+    text = re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " "))
+    for name in mnist_vae.Knobs.__dataclass_fields__:
+        described = re.search(rf"--{name.replace('_', '-')} \S+ (\S.{{10}})", text)
+        assert described, name
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_message(small, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as caught:
+        train(small, tmp_path / "file" / "run")
+    assert caught.value.code == 1
+    assert "pass another one with --run-dir" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"experiment": "other", "knobs": {}}', '{"experiment": "mnist_vae"}']
+    + ['{"experiment": "mnist_vae", "knobs": {"k": "rm -rf"}}'],
+)
+def test_a_damaged_knobs_file_is_one_clear_message(tmp_path, capsys, content):
+    (tmp_path / "knobs.json").write_text(content)
+    with pytest.raises(SystemExit) as caught:
+        argv = ["sample", "--run-dir", str(tmp_path)]
+        commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
+    assert caught.value.code == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_second_process_in_the_folder_is_an_error(tmp_path):
+    with runs.exclusive(tmp_path):
+        with pytest.raises(OSError, match="another process"), runs.exclusive(tmp_path):
+            pass
+
+
+def test_a_metrics_line_cut_short_is_left_out_and_later_steps_taken_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": s, "seconds": s / 10}) for s in (5, 10, 15)]
+    path.write_text("\n".join(lines)[:-4])
+    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [5, 10]
+    with runs.metrics_log(tmp_path, 5) as log:
+        log({"step": 8, "seconds": 1.0})
+    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [5, 8]
+
+
+def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(small, tmp_path):
+    knobs = {"epochs": 80, "scan_steps": 10, "checkpoint_epochs": 4}
+    whole = tmp_path / "whole"
+    train(small, whole, **knobs)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "experiments.mnist_vae"]
+    command += arguments(small, killed, **knobs)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/last/[0-9]*/_CHECKPOINT_METADATA")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+    train(small, killed, **knobs)
+    assert final_checkpoint(killed) == final_checkpoint(whole)
+    strip = lambda records: [
+        {k: v for k, v in r.items() if k != "seconds"} for r in records
+    ]
+    assert strip(runs.read_metrics(killed)) == strip(runs.read_metrics(whole))
+    results = [json.loads((d / "result.json").read_text()) for d in (whole, killed)]
+    assert results[0]["nll"] == results[1]["nll"]

@@ -1,0 +1,192 @@
+"""The training loop: pure in (seed, step), and never harmed by what is not finite."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vi_jax import training
+from vi_jax.data import batches
+
+X = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+STREAM = batches.shuffled({"x": X}, batch_size=8, seed=1)
+PARAMS = {"offset": jnp.zeros(3), "scale": jnp.ones(())}
+
+
+def noisy_loss(params, key, batch):
+    """A quadratic whose gradient is random, so that the order of keys is seen."""
+    noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+    error = (batch["x"] + noise - params["offset"][None]) * params["scale"]
+    loss = jnp.mean(jnp.sum(error**2, axis=-1)) + params["scale"] ** -2
+    return loss, {"error": jnp.max(jnp.abs(error))}
+
+
+def broken_at(bad_steps, leaf=None):
+    """`noisy_loss`, with nan in its value or the gradient of a leaf at some steps."""
+
+    def loss(params, key, batch):
+        bad = jnp.isin(batch["step"], jnp.asarray(bad_steps))
+        value, metrics = noisy_loss(params, key, batch)
+        if leaf is None:
+            return value + jnp.where(bad, jnp.nan, 0.0), metrics
+        # sqrt has an infinite slope at 0 but a finite value.
+        slope = jnp.sqrt(jnp.where(bad, 0 * jnp.sum(params[leaf]), 1.0))
+        return value + slope, metrics
+
+    return loss
+
+
+def trained(loss=noisy_loss, *, optimizer=None, start=None, num_steps=60, **options):
+    optimizer = optimizer or optax.adam(0.05)
+    state = start or training.init_state(PARAMS, optimizer)
+    options = {"seed": 3, "scan_steps": 10, **options}
+    outputs = list(
+        training.fit(loss, optimizer, state, STREAM, num_steps=num_steps, **options)
+    )
+    return outputs[-1][0], [metrics for _, metrics in outputs]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The state of 60 steps, ten to a dispatch."""
+    return trained()[0]
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_the_loop_equals_the_steps_written_by_hand():
+    optimizer = optax.adam(0.05)
+    params, opt_state = PARAMS, optimizer.init(PARAMS)
+    seen = []
+    for t in range(7):
+        travelling = STREAM.at(t)
+        batch = {"x": jnp.asarray(X[travelling["index"]]), "step": t}
+        key = jax.random.fold_in(jax.random.key(3), t)
+        grads, metrics = jax.grad(noisy_loss, has_aux=True)(params, key, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(float(metrics["error"]))
+    state, metrics = trained(num_steps=7)
+    chex.assert_trees_all_close(state.params, params, rtol=1e-5)
+    np.testing.assert_allclose(metrics[0]["error"], np.mean(seen), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scan_steps", [1, 7, 100])
+def test_the_number_of_steps_in_a_dispatch_changes_nothing(scan_steps, whole):
+    other, metrics = trained(scan_steps=scan_steps)
+    assert int(other.step) == 60
+    assert len(metrics) == -(-60 // scan_steps)
+    chex.assert_trees_all_close(other.params, whole.params, rtol=1e-5)
+
+
+def test_a_run_that_stopped_goes_on_bit_for_bit(whole):
+    half, _ = trained(num_steps=25)
+    assert_same(trained(start=half)[0], whole)
+
+
+def test_another_seed_is_another_run(whole):
+    other, _ = trained(seed=4)
+    assert not np.allclose(whole.params["offset"], other.params["offset"])
+
+
+def test_fit_compiles_once_though_the_last_dispatch_is_shorter():
+    traces = []
+
+    def loss(params, key, batch):
+        traces.append(1)
+        return noisy_loss(params, key, batch)
+
+    trained(loss, num_steps=10)
+    once = len(traces)
+    trained(loss, num_steps=37)
+    assert len(traces) == 2 * once
+
+
+def test_the_callers_state_is_not_consumed():
+    state = training.init_state(PARAMS, optax.adam(0.05))
+    trained(start=state)
+    np.testing.assert_array_equal(state.params["offset"], np.zeros(3))
+
+
+@pytest.mark.parametrize("leaf", [None, "offset"])
+@pytest.mark.parametrize("scan_steps", [1, 10])
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(leaf, scan_steps):
+    loss = broken_at([12, 13, 17], leaf)
+    optimizer = optax.adam(0.05)
+    states, counts, losses = {}, [], []
+    start = training.init_state(PARAMS, optimizer)
+    # A state is consumed by the next iteration, so what is looked at is copied.
+    for state, metrics in training.fit(
+        loss, optimizer, start, STREAM, seed=3, num_steps=18, scan_steps=scan_steps
+    ):
+        states[int(state.step)] = jax.tree.map(np.array, state)
+        counts.append(metrics["skipped"])
+        losses += [metrics["loss"]] if metrics["skipped"] < scan_steps else []
+    assert sum(counts) == 3 and np.isfinite(losses).all()
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(states[18]))
+    if scan_steps == 1:
+        assert counts[12] == counts[13] == counts[17] == 1
+        assert_same(states[14][1:], states[12][1:])
+        assert not np.array_equal(states[15].params["offset"], PARAMS["offset"])
+        assert_same(states[18][1:], states[17][1:])
+
+
+@pytest.mark.parametrize(
+    "leaf, name", [(None, "the loss"), ("scale", "gradient of ['scale']")]
+)
+def test_a_row_of_bad_steps_stops_the_run_and_is_named(leaf, name):
+    # The row crosses the border of a dispatch, after a shorter row that is forgiven.
+    loss = broken_at([2, 3, 8, 9, 10, 11, 12], leaf)
+    with pytest.raises(training.NonFiniteError) as caught:
+        trained(loss, max_skipped=4)
+    assert "4 steps in a row" in str(caught.value)
+    assert "from step 8 on" in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_the_average_follows_its_formula():
+    optimizer = training.averaging(optax.sgd(0.1), decay=0.9)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    expected = np.zeros(3)
+    for t in range(5):
+        grads = jax.tree.map(lambda p, t=t: jnp.full(p.shape, t - 1.5), params)
+        updates, state = optimizer.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        d = min(0.9, (1 + t) / (10 + t))
+        expected = d * expected + (1 - d) * np.asarray(params["offset"])
+    full = training.TrainState(jnp.asarray(5), params, state)
+    average = training.averaged_params(full)
+    np.testing.assert_allclose(average["offset"], expected, rtol=1e-5)
+
+
+def test_without_averaging_the_last_parameters_are_used(whole):
+    assert training.averaged_params(whole) is whole.params
+
+
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees():
+    clipped = training.adam(0.1, num_steps=10, clip_norm=1e-3)
+    state = clipped.init(PARAMS)
+    grads = {"offset": jnp.array([30.0, 0.0, 40.0]), "scale": jnp.zeros(())}
+    _, state = clipped.update(grads, state, PARAMS)
+    mu = optax.tree_utils.tree_get(state, "mu")
+    np.testing.assert_allclose(mu["offset"], 0.1 * np.array([6e-4, 0, 8e-4]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"clip_norm": -1.0}]
+    + [{"num_steps": 0}, {"ema": 1.0}],
+)
+def test_wrong_optimizer_settings_are_errors(options):
+    with pytest.raises(ValueError):
+        training.adam(**{"learning_rate": 1e-3, "num_steps": 10, **options})
+
+
+@pytest.mark.parametrize("options", [{"scan_steps": 0}, {"max_skipped": 0}])
+def test_wrong_loop_settings_are_errors(options):
+    with pytest.raises(ValueError, match="at least 1"):
+        trained(**options)

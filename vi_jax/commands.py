@@ -1,0 +1,161 @@
+"""The command line of an experiment: train, evaluate, sample, interpolate."""
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from vi_jax import model as models, runs
+from vi_jax.checkpoints import open_checkpoints
+from vi_jax.experiment import (
+    Experiment,
+    evaluate,
+    initial_state,
+    interpolation_figure,
+    run,
+    sample_figure,
+)
+from vi_jax.training import averaged_params
+from vi_jax.types import Params
+
+Which = Literal["last", "best"]
+
+
+def main(
+    name: str,
+    knobs_class: type,
+    build: Callable[[Any], Experiment],
+    argv: list[str] | None = None,
+) -> None:
+    """The command line of an experiment; exits with 1 after one clear message.
+
+    `python -m experiments.NAME --knob value ...` trains, evaluates and draws;
+    `... evaluate | sample | interpolate --run-dir DIR` work on a run that exists.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    commands = _commands(name, knobs_class, build)
+    command = argv[0] if argv and argv[0] in commands else "train"
+    rest = argv[1:] if argv and argv[0] in commands else argv
+    program = f"python -m experiments.{name} {command}".removesuffix(" train")
+    try:
+        tyro.cli(commands[command], prog=program, args=rest)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
+    default_dir = Path("runs") / name
+
+    def train(
+        knobs: Annotated[knobs_class, tyro.conf.OmitArgPrefixes],
+        run_dir: Path = default_dir,
+    ) -> None:
+        result = run(build(knobs), run_dir, name=name, knobs=knobs)
+        _print_result(result, run_dir)
+
+    train.__doc__ = f"""{inspect.getdoc(sys.modules[knobs_class.__module__])}
+
+Other commands, on the folder of a run (each has its own --help):
+python -m experiments.{name} evaluate|sample|interpolate --run-dir DIR
+
+Args:
+    run_dir: Folder of the run; the same command again goes on with it.
+"""
+
+    def opened(run_dir: Path, checkpoint: Which) -> tuple[Experiment, Params]:
+        experiment = build(runs.read_knobs(run_dir, name, knobs_class))
+        checkpoints = open_checkpoints(run_dir / "checkpoints")
+        state = checkpoints.restore(initial_state(experiment), checkpoint)
+        if state is None:
+            raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
+        return experiment, averaged_params(state)
+
+    def evaluate_run(
+        run_dir: Path = default_dir,
+        num_samples: int = 5000,
+        checkpoint: Which = "last",
+    ) -> None:
+        """Estimate the test log-likelihood of a run once more.
+
+        Args:
+            run_dir: Folder of the run.
+            num_samples: Importance samples per image.
+            checkpoint: The last one, or the best on the validation images.
+        """
+        experiment, params = opened(run_dir, checkpoint)
+        result = evaluate(experiment, params, num_samples=num_samples)
+        result |= {"checkpoint": checkpoint, **experiment.about}
+        file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
+        runs.write_json(file, result)
+        _print_result(result, file)
+
+    def sample_run(
+        run_dir: Path = default_dir,
+        num: int = 100,
+        seed: int = 0,
+        checkpoint: Which = "last",
+    ) -> None:
+        """Draw images from a run into its folder.
+
+        Args:
+            run_dir: Folder of the run.
+            num: Number of images.
+            seed: Seed of the draws.
+            checkpoint: The last one, or the best on the validation images.
+        """
+        if num < 1:
+            raise ValueError(f"num must be at least 1, got {num}")
+        experiment, params = opened(run_dir, checkpoint)
+        file = run_dir / f"samples-{checkpoint}-{num}-seed{seed}.png"
+        sample_figure(experiment, params, num=num, seed=seed).savefig(file)
+        print(file)
+
+    def interpolate_run(
+        run_dir: Path = default_dir,
+        rows: int = 8,
+        points: int = 10,
+        path: Literal["spherical", "linear"] = "spherical",
+        checkpoint: Which = "last",
+    ) -> None:
+        """Draw paths between test images into the folder of a run.
+
+        Args:
+            run_dir: Folder of the run.
+            rows: Number of paths.
+            points: Images on each path, its ends included.
+            path: Great circles, or straight lines, between posterior means.
+            checkpoint: The last one, or the best on the validation images.
+        """
+        if rows < 1 or points < 2:
+            raise ValueError(f"needed: rows >= 1, points >= 2, got {rows}, {points}")
+        experiment, params = opened(run_dir, checkpoint)
+        file = run_dir / f"interpolations-{path}-{checkpoint}-{rows}x{points}.png"
+        chosen = {"spherical": models.spherical, "linear": models.linear}[path]
+        interpolation_figure(
+            experiment, params, rows=rows, points=points, path=chosen
+        ).savefig(file)
+        print(file)
+
+    return {
+        "train": train,
+        "evaluate": evaluate_run,
+        "sample": sample_run,
+        "interpolate": interpolate_run,
+    }
+
+
+def _print_result(result: dict[str, Any], where: Path) -> None:
+    print(
+        f"test -log p(x) = {result['nll']:.2f} +- {result['nll_stderr']:.2f} nats "
+        f"({result['num_test']} images, {result['num_samples']} samples, binarize "
+        f"{result['binarize']})\n"
+        f"ELBO {result['elbo']:.2f} = -(rate {result['rate']:.2f} + distortion "
+        f"{result['distortion']:.2f}), {result['active_units']} active units\n{where}"
+    )
