@@ -8,7 +8,7 @@ from contracts import DISTRIBUTIONS, KL_PAIRS, z_scores
 from scipy import special
 
 from vi_jax import distributions
-from vi_jax.distributions import Bernoulli, Categorical, FullNormal, Mixture, Normal, kl
+from vi_jax.distributions import Bernoulli, Categorical, Mixture, Normal, kl
 
 ROWS = pytest.mark.parametrize("name", DISTRIBUTIONS)
 PAIRS = pytest.mark.parametrize("name", KL_PAIRS)

@@ -53,18 +53,16 @@ def test_exact_posterior_gives_the_exact_marginal_whatever_the_bound(x64, tolera
     ]
 
     def every_value(params, x):
-        return [
-            per_example(
-                EXACT,
-                params,
-                jax.random.key(i),
-                x,
-                bound=BOUNDS[bound].bound,
-                estimator=ESTIMATORS[estimator],
-                num_samples=k,
-            )[0]
-            for i, (bound, estimator, k) in enumerate(combinations)
-        ]
+        q, values = EXACT.posterior(params, x), []
+        terms = {}
+        for k in (1, 2, 7):
+            z = jax.vmap(q.sample)(jax.random.split(jax.random.key(k), k))
+            terms[k] = sampled_terms(EXACT, x)(params, q, z)
+        for bound, estimator, k in combinations:
+            apply = functools.partial(ESTIMATORS[estimator], BOUNDS[bound].bound)
+            known = lambda params, q, z, k=k: terms[k]
+            values.append(apply(known, params, q, jnp.zeros((k, 2))))
+        return values
 
     with jax.enable_x64(x64):
         got = jax.jit(every_value)(exact_params(), jnp.array(X, float))
@@ -79,7 +77,7 @@ def test_every_estimator_has_the_value_of_the_bound(bound):
     f = BOUNDS[bound].bound
     values = [
         per_example(
-            WRONG, params, key.copy(), x, bound=f, estimator=e, num_samples=K, beta=0.5
+            WRONG, params, jax.random.clone(key), x, bound=f, estimator=e, num_samples=K, beta=0.5
         )
         for name, e in ESTIMATORS.items()
         if is_valid(name, bound, K)
@@ -155,7 +153,7 @@ def test_dreg_is_unbiased_for_every_bound_and_beta(model, bound):
     for beta in BETAS:
         scores = tree_z_scores(paired(draws[beta], reference[beta]))
         assert np.max(abs(scores)) < 4.5
-        assert np.sum(scores != 0) > 10  # two estimators are compared, not one
+        assert np.sum(scores != 0) >= 10  # two estimators are compared, not one
 
 
 def test_the_comparison_can_tell_a_biased_estimator():
@@ -197,7 +195,7 @@ def test_gradient_of_the_posterior_vanishes_at_the_exact_posterior():
         value = lambda params, bound, estimator: per_example(
             model,
             params,
-            key.copy(),
+            jax.random.clone(key),
             jnp.array(X),
             bound=BOUNDS[bound].bound,
             estimator=estimator,
@@ -253,11 +251,12 @@ def test_dreg_of_the_iwae_is_the_textbooks_squared_weights():
         params, x = wrong_params(), jnp.array(X)
         keys = jax.random.split(jax.random.key(3), K)
         q = WRONG.posterior(params, x)
-        eps = (jax.vmap(q.sample)(keys.copy()) - q.loc) / q.scale
+        draw = lambda key: (q.sample(key) - q.loc) / q.scale
+        eps = jax.vmap(draw)(jax.random.clone(keys))
 
         def value(params, bound, estimator):
             q = WRONG.posterior(params, x)
-            z = jax.vmap(q.sample)(keys.copy())
+            z = jax.vmap(q.sample)(jax.random.clone(keys))
             return estimator(bound, sampled_terms(WRONG, x), params, q, z, beta=1.0)
 
         def squared(log_w):
@@ -300,7 +299,7 @@ def test_terms_per_group_of_latents_are_summed(estimator):
 
     def value(params, terms):
         q = WRONG.posterior(params, x)
-        z = jax.vmap(q.sample)(keys.copy())
+        z = jax.vmap(q.sample)(jax.random.clone(keys))
         return ESTIMATORS[estimator](bound, terms, params, q, z, beta=0.7)
 
     both = jax.jit(jax.value_and_grad(value), static_argnums=1)

@@ -98,7 +98,7 @@ def test_training_raises_the_bound(small, tmp_path):
     records = runs.read_metrics(tmp_path / "run")
     # 16 fair coins are 11.09 nats; knowing two of the four rows leaves 10.59.
     assert 10.09 - 4 * result["nll_stderr"] < result["nll"] < 10.8
-    assert records[-1]["bound"] > records[0]["bound"] + 1
+    assert records[-1]["bound"] > records[0]["bound"] + 0.2
 
 
 def test_the_evaluation_is_that_of_each_image_and_drops_none(small, finished):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -45,8 +46,8 @@ def beside(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
 def training_curves(records: Sequence[dict[str, float]]) -> Figure:
     """The bound, and rate and distortion, against the step, from metrics.jsonl.
 
-    The smoothed training bound and the validation bound share the left axes; the first
-    tenth of the run is left out of its range, where the bound climbs from very low.
+    The first twentieth of the run, where the bound climbs from very low, is left out of
+    the range of the axes.
     """
     figure = Figure(figsize=(8, 3), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -54,20 +55,30 @@ def training_curves(records: Sequence[dict[str, float]]) -> Figure:
     left.plot(step, bound, label="train (the objective)", lw=1)
     valid_step, valid = _series(records, "valid_bound")
     left.plot(valid_step, valid, "o-", ms=3, label="validation (IWAE-100)", lw=1)
-    settled = np.concatenate([bound[len(bound) // 10 :], valid[len(valid) // 10 :]])
-    settled = settled[np.isfinite(settled)]
-    if settled.size:
-        margin = 0.05 * np.ptp(settled) + 1e-3
-        left.set_ylim(settled.min() - margin, settled.max() + margin)
+    _limit(left, bound, valid)
     left.set(xlabel="step", ylabel="bound, nats (higher is better)")
     for name in ("rate", "distortion"):
-        right.plot(*_series(records, name), label=name, lw=1)
-    right.set(xlabel="step", ylabel="nats", yscale="log")
+        step, values = _series(records, name)
+        right.plot(step, values, label=name, lw=1)
+    right.set_ylim(0, 1.1 * max(_settled(values), default=1.0))
+    right.set(xlabel="step", ylabel="nats")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
+
+
+def _settled(values: np.ndarray) -> np.ndarray:
+    later = values[len(values) // 20 :]
+    return later[np.isfinite(later)]
+
+
+def _limit(axes: Axes, *series: np.ndarray) -> None:
+    settled = np.concatenate([_settled(values) for values in series])
+    if settled.size:
+        margin = 0.05 * np.ptp(settled) + 1e-3
+        axes.set_ylim(settled.min() - margin, settled.max() + margin)
 
 
 def _series(records: Sequence[dict[str, float]], name: str):

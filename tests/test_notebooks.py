@@ -1,0 +1,45 @@
+"""Every notebook runs from top to bottom, as a reader would run it."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    # Files instead of ports, which another program may take in between.
+    manager = AsyncKernelManager(kernel_name="python3", transport="ipc")
+    client = NotebookClient(
+        notebook, km=manager, timeout=300, resources={"metadata": {"path": ROOT}}
+    )
+    client.execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures, "a notebook shows what it computes"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_is_stored_as_it_is_meant_to_be_read(path):
+    """With its pictures; and a definition of more than five lines belongs elsewhere."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert "%pip install" in next(c.source for c in cells if c.cell_type == "code")
+    outputs = [o for c in cells for o in c.get("outputs", [])]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert not [o for o in outputs if o.output_type == "error"]
+    for cell in cells:
+        blocks = cell.source.split("\ndef ")[1:] if cell.cell_type == "code" else []
+        assert all(len(block.split("\n\n")[0].splitlines()) <= 5 for block in blocks)
