@@ -3,23 +3,21 @@
     python -m experiments.benchmark --k 1 50 --batch-size 100 --repeats 7
     python -m experiments.benchmark --k 1 --scan-steps 50 --repeats 2 --out runs/quick
 
-A step gathers a batch from resident uint8 images, binarizes it anew and makes an Adam
-step on the bound of Burda et al. 2016 (arXiv:1509.00519), k samples, reparametrised, on
-their net, 784-200-200-50 and back, in float32.
+A step gathers a batch of resident uint8 images, binarizes it anew and moves by Adam on
+the bound of Burda et al. 2016 (arXiv:1509.00519), k samples, reparametrised, float32,
+on their net, 784-200-200-50 and back. As a turn of --scan-steps steps it is timed in
 
-- vi_jax: `training.fit`, with its metrics and its search for what is not finite.
-- by hand: one JAX function, lax.scan and optax; beside it, what the library costs.
-- NumPyro: SVI with Trace_ELBO (k = 1) or RenyiELBO(alpha=0), in the same lax.scan.
-- PyTorch: eager, fused Adam, on the CPU, as many threads as cores.
+- vi_jax: `training.fit`, with its metrics and its search for what is not finite;
+- by hand: one JAX function, lax.scan and optax: beside it, what the library costs;
+- NumPyro: SVI with Trace_ELBO (k = 1) or RenyiELBO(alpha=0), in the same lax.scan;
+- PyTorch: eager, fused Adam, on the CPU, as many threads as cores;
 - matmul limit: the matrix products of the step, forward and backward, in JAX, alone.
 
-All start at the same parameters and index the same batches; those in JAX share the
-library's binarization. Losses must fall, and agree, before anything is timed. Turns of
---scan-steps steps alternate in one process, and a ratio is taken within one repeat. The
-images are synthetic, with MNIST's share of ink. benchmark.json holds every turn.
+All start at the same parameters and index the same batches of synthetic images; those
+in JAX share the library's binarization. Their losses must agree and fall before they
+are timed. They take turns in one process, and a ratio is taken within one repeat.
 """
 
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -52,48 +50,34 @@ from vi_jax import (
 from vi_jax.data import batches
 
 IMAGES, PIXELS, LATENTS, LEARNING_RATE, SEED = 60_000, 784, 50, 1e-3, 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-    """What is timed."""
-
-    k: tuple[int, ...] = (1, 50)
-    """Samples of z per image, one comparison for each."""
-    batch_size: int = 100
-    """Images per step."""
-    scan_steps: int = 200
-    """Steps in one turn, which is one compiled dispatch in JAX."""
-    repeats: int = 7
-    """Turns of each contender that are timed."""
-    out: Path = Path("runs/benchmark")
-    """Folder of benchmark.json and benchmark.png."""
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpyro", "torch", "numpy")
 
 
 class Setup(NamedTuple):
     """What the contenders share."""
 
-    knobs: Knobs
     k: int
+    batch_size: int
+    scan_steps: int
     stream: batches.Batches
     params: dict  # of the vi_jax model, numpy leaves
     layers: tuple[list, list]  # the same: (kernel, bias)s of the encoder, the decoder
 
 
-def make_setup(knobs: Knobs, k: int) -> Setup:
+def make_setup(k: int, batch_size: int, scan_steps: int) -> Setup:
     rng = np.random.default_rng(SEED)
     wave = np.cos(np.pi * np.outer(np.arange(5), np.arange(28) + 0.5) / 28)
     basis = np.einsum("ai,bj->abij", wave, wave).reshape(-1, PIXELS).astype("f")
     field = rng.standard_normal((IMAGES, len(basis)), "f") @ basis
-    # As in MNIST, 19% of the pixels are not 0.
-    image = np.clip(40 * (field - np.quantile(field[:1000], 0.81)), 0, 255)
+    # As in MNIST, about 19% of the pixels are not 0 and the mean is about 33.
+    image = np.clip(160 * (field - np.quantile(field[:1000], 0.81)), 0, 255)
     columns = {"image": image.astype(np.uint8)}
-    stream = batches.shuffled(columns, batch_size=knobs.batch_size, seed=SEED)
+    stream = batches.shuffled(columns, batch_size=batch_size, seed=SEED)
     params = vae().init(jax.random.key(SEED), jnp.zeros(PIXELS))
     params = jax.tree.map(np.asarray, params)
     layers = lambda net: [(net[d]["kernel"], net[d]["bias"]) for d in sorted(net)]
     both = layers(params["posterior"]), layers(params["likelihood"])
-    return Setup(knobs, k, stream, params, both)
+    return Setup(k, batch_size, scan_steps, stream, params, both)
 
 
 def vae():
@@ -114,8 +98,7 @@ def with_vi_jax(setup: Setup) -> Iterator[float]:
     )
     adam = optax.adam(LEARNING_RATE)
     state = training.init_state(jax.tree.map(jnp.array, setup.params), adam)
-    scan_steps = setup.knobs.scan_steps
-    many = dict(seed=SEED, num_steps=10**9, scan_steps=scan_steps)
+    many = dict(seed=SEED, num_steps=10**9, scan_steps=setup.scan_steps)
     for _, metrics in training.fit(loss, adam, state, setup.stream, **many):
         yield metrics["loss"]
 
@@ -171,7 +154,7 @@ def scanned(setup: Setup, step: Callable, carry) -> Iterator[float]:
 
 def turns(setup: Setup) -> Iterator[tuple[int, np.ndarray]]:
     """The first step of each turn and the rows of its batches, int32 [s, b]."""
-    s, first = setup.knobs.scan_steps, 0
+    s, first = setup.scan_steps, 0
     while True:
         yield first, np.stack([setup.stream.at(first + i)["index"] for i in range(s)])
         first += s
@@ -181,7 +164,7 @@ def with_numpyro(setup: Setup) -> Iterator[float]:
     import numpyro
     from numpyro import distributions as dist, infer
 
-    b, (encoder, decoder) = setup.knobs.batch_size, setup.layers
+    b, (encoder, decoder) = setup.batch_size, setup.layers
 
     def model(x):
         with numpyro.plate("batch", b):
@@ -245,7 +228,7 @@ def pytorch_loss(layers, image, k: int):
     return -(torch.logsumexp(log_w, 0) - np.log(k)).mean()
 
 
-def matmul_limit(setup: Setup) -> Iterator[float]:
+def matmul_limit(setup: Setup) -> Iterator[None]:
     def products(h, kernels):
         y, pull = jax.vjp(lambda h, ws: functools.reduce(jnp.matmul, ws, h), h, kernels)
         return pull(y)
@@ -258,14 +241,14 @@ def matmul_limit(setup: Setup) -> Iterator[float]:
             # No gradient of x: the step has no such product either.
             return products(x, kernels[0])[1], products(z, kernels[1])
 
-        return jax.lax.fori_loop(1, setup.knobs.scan_steps, body, body(0, None))
+        return jax.lax.fori_loop(1, setup.scan_steps, body, body(0, None))
 
-    shapes = [(8, b := setup.knobs.batch_size, PIXELS), (8, b * setup.k, LATENTS)]
+    shapes = [(8, b := setup.batch_size, PIXELS), (8, b * setup.k, LATENTS)]
     inputs = [jax.random.normal(jax.random.key(SEED), shape) for shape in shapes]
     kernels = [[jnp.array(kernel) for kernel, _ in net] for net in setup.layers]
     while True:
         jax.block_until_ready(turn(inputs, kernels))
-        yield float("nan")
+        yield None
 
 
 # Name: what starts it and yields each turn's mean loss, and the package it needs.
@@ -278,22 +261,22 @@ CONTENDERS = {
 }
 
 
-def compare(setup: Setup, names: list[str]) -> dict[str, dict]:
-    """Steps per second, ratios and losses of each turn, by name, the warm-up first.
+def compare(setup: Setup, names: list[str], repeats: int) -> dict[str, dict]:
+    """By name: steps per second and ratio of each repeat, and loss of every turn.
 
-    Raises ValueError where the losses do not agree within 5%, or do not fall.
+    Raises ValueError where the losses do not agree within 10%, or do not fall.
     """
     running = {name: CONTENDERS[name][0](setup) for name in names}
     losses = {name: [next(turns), next(turns)] for name, turns in running.items()}
-    seen = np.array([pair for pair in losses.values() if np.isfinite(pair).all()])
-    if (abs(seen / seen[0] - 1) > 0.05).any() or (seen[:, 1] >= seen[:, 0]).any():
-        raise ValueError(f"the losses must agree within 5% and fall, got {losses}")
+    seen = np.array([pair for pair in losses.values() if None not in pair])
+    if (abs(seen / seen[0] - 1) > 0.1).any() or (seen[:, 1] >= seen[:, 0]).any():
+        raise ValueError(f"the losses must agree within 10% and fall, got {losses}")
     speeds = {name: [] for name in names}
-    for repeat in range(setup.knobs.repeats):
+    for repeat in range(repeats):
         for name in names[:: (-1) ** repeat]:
             start = time.perf_counter()
             losses[name].append(next(running[name]))
-            speeds[name].append(setup.knobs.scan_steps / (time.perf_counter() - start))
+            speeds[name].append(setup.scan_steps / (time.perf_counter() - start))
     ratios = {n: np.divide(speeds["vi_jax"], speeds[n]).tolist() for n in names}
     kinds = {"steps_per_second": speeds, "vi_jax_over_it": ratios, "loss": losses}
     return {n: {kind: by_name[n] for kind, by_name in kinds.items()} for n in names}
@@ -303,41 +286,34 @@ def machine() -> dict:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     cpu = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    packages = ("jax", "jaxlib", "flax", "optax", "numpyro", "torch", "numpy")
-    found = [p for p in packages if importlib.util.find_spec(p)]
+    found = [p for p in PACKAGES if importlib.util.find_spec(p)]
     return {
         "cpu": cpu[0] if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],
-        "platform": platform.platform(),
-        "versions": {p: importlib.metadata.version(p) for p in found}
-        | {"python": platform.python_version()},
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in found},
     }
-
-
-def summary(values: list[float]) -> np.ndarray:
-    """Median, least and greatest."""
-    return np.array([np.median(values), np.min(values), np.max(values)])
 
 
 def table(results: dict[str, dict[str, dict]]) -> str:
     lines = [f"   k  {'':14}steps/s  {'vi_jax / it (min-max)':23}loss"]
     for k, by_name in results.items():
         for name, (speed, ratio, loss) in ((n, r.values()) for n, r in by_name.items()):
-            spread = "{:.2f} ({:.2f}-{:.2f})".format(*summary(ratio))
-            fell = f"{loss[0]:.1f} -> {loss[-1]:.1f}"
+            spread = f"{np.median(ratio):.2f} ({min(ratio):.2f}-{max(ratio):.2f})"
+            fell = "-" if loss[0] is None else f"{loss[0]:.1f} -> {loss[-1]:.1f}"
             lines.append(f"{k:>4}  {name:13}{np.median(speed):8.1f}  {spread:23}{fell}")
     return "\n".join(lines)
 
 
 def figure(results: dict[str, dict[str, dict]]) -> Figure:
-    """Median steps per second, and the slowest and the fastest turn."""
+    """Median steps per second, with the slowest and the fastest turn."""
     fig = Figure(figsize=(5 * len(results), 2.6), dpi=150, layout="constrained")
     panels = fig.subplots(1, len(results), squeeze=False)[0]
     for axes, (k, by_name) in zip(panels, results.items(), strict=True):
-        speeds = [summary(r["steps_per_second"]) for r in by_name.values()]
-        mid, low, high = np.transpose(speeds)
+        speeds = [r["steps_per_second"] for r in by_name.values()]
+        low, mid, high = np.quantile(speeds, [0, 0.5, 1], axis=1)
         colors = ["C0" if name == "vi_jax" else "0.7" for name in by_name]
         axes.barh(list(by_name), mid, xerr=[mid - low, high - mid], color=colors)
         axes.invert_yaxis()
@@ -345,19 +321,36 @@ def figure(results: dict[str, dict[str, dict]]) -> Figure:
     return fig
 
 
-def main(knobs: Knobs) -> None:
-    knobs.out.mkdir(parents=True, exist_ok=True)
-    found = lambda name: importlib.util.find_spec(CONTENDERS[name][1])
-    names = [name for name in CONTENDERS if found(name)]
+def main(
+    k: tuple[int, ...] = (1, 50),
+    batch_size: int = 100,
+    scan_steps: int = 200,
+    repeats: int = 7,
+    out: Path = Path("runs/benchmark"),
+) -> None:
+    """Time every contender that is installed.
+
+    Args:
+        k: Samples of z per image, one comparison for each.
+        batch_size: Images per step.
+        scan_steps: Steps in one turn, which is one compiled dispatch in JAX.
+        repeats: Turns of each contender that are timed.
+        out: Folder of benchmark.json, with the machine, and benchmark.png.
+    """
+    names = [
+        n for n, (_, needs) in CONTENDERS.items() if importlib.util.find_spec(needs)
+    ]
     left_out = [name for name in CONTENDERS if name not in names]
-    record = {"machine": machine(), "knobs": {**vars(knobs), "out": str(knobs.out)}}
-    results = {str(k): compare(make_setup(knobs, k), names) for k in knobs.k}
-    record |= {"left_out": left_out, "results": results}
-    runs.write_json(knobs.out / "benchmark.json", record)
-    figure(results).savefig(knobs.out / "benchmark.png")
+    about = {"machine": machine(), "batch_size": batch_size, "scan_steps": scan_steps}
+    setups = {n: make_setup(n, batch_size, scan_steps) for n in k}
+    results = {str(n): compare(setups[n], names, repeats) for n in k}
+    out.mkdir(parents=True, exist_ok=True)
+    record = {**about, "left_out": left_out, "results": results}
+    runs.write_json(out / "benchmark.json", record)
+    figure(results).savefig(out / "benchmark.png")
     print(table(results))
-    print(f"left out, not installed: {', '.join(left_out) or 'none'}; see {knobs.out}/")
+    print(f"left out, not installed: {', '.join(left_out) or 'none'}; see {out}/")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Knobs, description=__doc__))
+    tyro.cli(main, description=__doc__)

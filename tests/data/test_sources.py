@@ -285,12 +285,14 @@ def test_data_dir_comes_from_the_environment(data_dir, monkeypatch):
     assert len(sources.load("mnist", "test").image) == 10000
 
 
-def test_tensorflow_files_are_refused(tmp_path):
+def test_a_tfrecord_preparation_is_passed_over(tmp_path):
     folder = tmp_path / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"splits": [{"name": "train"}]}')
-    with pytest.raises(ValueError, match="holds tfrecord files"):
-        sources.load("mnist", data_dir=tmp_path)
+    # The other preparation, which only TensorFlow reads, stays as it is.
+    assert len(sources.load("mnist", "test", data_dir=tmp_path).image) == 10000
+    assert [p.name for p in folder.iterdir()] == ["dataset_info.json"]
+    assert len(sources.load("mnist", "test[:7]", data_dir=tmp_path).image) == 7
 
 
 def test_read_only_folder_still_loads(data_dir, tmp_path):

@@ -24,6 +24,8 @@ from vi_jax.data import files
 
 EMBEDDED = {"mnist": Path(__file__).parent / "mnist"}
 MAX_BYTES = 4 * 2**30
+# Where a set goes whose own place is taken by a preparation as TFRecord files.
+_ASIDE = "array_record"
 
 
 class Prepared(NamedTuple):
@@ -75,9 +77,17 @@ def default_data_dir() -> Path:
 def find(name: str, data_dir: Path) -> Prepared | None:
     """The prepared set `name` ("emnist", or with a config "emnist/letters"), or None.
 
-    A preparation that did not finish is not found: its folder has another name.
+    A preparation that did not finish is not found: its folder has another name. One of
+    TFRecord files, which only TensorFlow reads, is passed over for `_ASIDE`.
     Raises ValueError when several configs are prepared and `name` picks none.
     """
+    found = _find_any(name, data_dir)
+    if found is not None and found.file_format != "array_record":
+        return _find_any(name, data_dir / _ASIDE)
+    return found
+
+
+def _find_any(name: str, data_dir: Path) -> Prepared | None:
     here = data_dir / name
     infos = [
         p for depth in ("*", "*/*") for p in here.glob(f"{depth}/dataset_info.json")
@@ -138,6 +148,8 @@ def prepare(
     if done := find(name, data_dir):
         return done
     check_known(name)
+    if _find_any(name, data_dir):
+        data_dir = data_dir / _ASIDE
     manual = Path(manual_dir).expanduser() if manual_dir else EMBEDDED.get(name)
     _check_writable(data_dir)
     with _quiet(progress=manual is None):

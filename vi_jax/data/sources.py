@@ -104,11 +104,6 @@ def _cached(
     with contextlib.suppress(Exception), cache.open("rb") as file:
         with np.load(file, allow_pickle=False) as archive:
             return {k: archive[k][rows] for k in archive.files}
-    if found.file_format != "array_record":
-        raise ValueError(
-            f"{found.directory} holds {found.file_format} files, which only TensorFlow "
-            "reads: pass another data_dir or set TFDS_DATA_DIR, and prepare it there"
-        )
     if not prepared.fits(found, base):
         return _as_pixels(found.name, prepared.read(found, base, rows))
     columns = _as_pixels(found.name, prepared.read(found, base, slice(None)))
