@@ -14,6 +14,11 @@ from vi_jax.distributions import Bernoulli, Categorical, FullNormal, Mixture, No
 from vi_jax.model import Model
 from vi_jax.models import linear_gaussian
 
+# Compiling is most of the time that these tests take.
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
 # ---------------------------------------------------------------- distributions
 
 

@@ -12,6 +12,7 @@ from contracts import (
     X,
     exact_log_px,
     exact_posterior,
+    quick_jit,
     wrong_params,
     z_scores,
 )
@@ -142,9 +143,9 @@ def drawn_log_weights(num: int = 20_000, k: int = 8) -> np.ndarray:
         q = WRONG.posterior(params, x)
         z = jax.vmap(q.sample)(jax.random.split(jax.random.key(7), num * k))
         terms = sampled_terms(WRONG, x)
-        log_w = jax.jit(lambda params, q, z: jax.vmap(log_weight)(terms(params, q, z)))(
-            params, q, z
-        )
+        log_w = quick_jit(
+            lambda params, q, z: jax.vmap(log_weight)(terms(params, q, z))
+        )(params, q, z)
         return np.asarray(log_w).reshape(num, k)
 
 
@@ -152,7 +153,7 @@ def test_in_expectation_iwae_rises_with_k_towards_log_px():
     """Each step up by more than 4 standard errors of the paired differences."""
     log_w = drawn_log_weights()
     with jax.enable_x64(True):
-        iwae = jax.jit(jax.vmap(bounds.iwae))
+        iwae = quick_jit(jax.vmap(bounds.iwae))
         values = [np.asarray(iwae(jnp.array(log_w[:, :k]))) for k in (1, 2, 3, 4, 8)]
     values.append(np.full(len(log_w), exact_log_px()))
     for lower, higher in zip(values[:-1], values[1:], strict=True):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts import DISTRIBUTIONS, KL_PAIRS, z_scores
+from contracts import DISTRIBUTIONS, KL_PAIRS, quick_jit, z_scores
 from scipy import special
 
 from vi_jax import distributions
@@ -49,7 +49,7 @@ def test_log_prob_is_scipys(name, x64, tolerance):
     row = DISTRIBUTIONS[name]
     with jax.enable_x64(x64):
         index = some(row)
-        got = jax.jit(jax.vmap(row.make().log_prob))(events(row, index))
+        got = quick_jit(jax.vmap(row.make().log_prob))(events(row, index))
         assert got.dtype == (jnp.float64 if x64 else jnp.float32)
         np.testing.assert_allclose(
             got, row.log_prob[index], rtol=tolerance, atol=tolerance
@@ -59,7 +59,7 @@ def test_log_prob_is_scipys(name, x64, tolerance):
 @ROWS
 def test_normalises(name):
     row = DISTRIBUTIONS[name]
-    log_prob = jax.jit(jax.vmap(row.make().log_prob))(events(row, slice(None)))
+    log_prob = quick_jit(jax.vmap(row.make().log_prob))(events(row, slice(None)))
     total = row.cell * np.exp(np.asarray(log_prob, np.float64)).sum()
     np.testing.assert_allclose(total, 1, atol=2e-6)
 
@@ -70,7 +70,7 @@ def test_sample_moments(name):
     row = DISTRIBUTIONS[name]
     keys = jax.random.split(jax.random.key(3), 40_000)
     draw = lambda key: statistics(row, row.make().sample(key))
-    draws = np.asarray(jax.jit(jax.vmap(draw))(keys), np.float64)
+    draws = np.asarray(quick_jit(jax.vmap(draw))(keys), np.float64)
     mean, variance = moments(row)
     error = np.sqrt(np.maximum(variance, 0) / len(draws))
     # Statistics that are constant (a product of two classes) have no error at all.
@@ -90,7 +90,7 @@ def test_a_distribution_is_a_pytree_of_its_parameters(name):
     row = DISTRIBUTIONS[name]
     d = row.make()
     leaves, tree = jax.tree.flatten(d)
-    again = jax.jit(lambda d: jax.tree.map(lambda a: a, d))(
+    again = quick_jit(lambda d: jax.tree.map(lambda a: a, d))(
         jax.tree.unflatten(tree, leaves)
     )
     assert type(again) is type(d)
@@ -99,7 +99,7 @@ def test_a_distribution_is_a_pytree_of_its_parameters(name):
     double = jax.tree.map(lambda a: 2 * a, d)
     stack = jax.tree.map(lambda *two: jnp.stack(two), d, double)
     x = events(row, some(row)[3 % len(some(row))])
-    got = jax.jit(jax.vmap(lambda d: d.log_prob(x)))(stack)
+    got = quick_jit(jax.vmap(lambda d: d.log_prob(x)))(stack)
     np.testing.assert_allclose(got, [d.log_prob(x), double.log_prob(x)], rtol=1e-5)
     assert abs(got[0] - got[1]) > 0.01
 
@@ -142,10 +142,10 @@ def test_pathwise_tells_the_truth(name):
         p = row.cell * jnp.exp(jax.vmap(d.log_prob)(every))
         return p @ jax.vmap(moment)(every)
 
-    truth = jax.jit(jax.grad(expectation))(d)
+    truth = quick_jit(jax.grad(expectation))(d)
     keys = jax.random.split(jax.random.key(5), 20_000)
     through = jax.grad(lambda d, key: moment(d.sample(key)))
-    draws = jax.jit(jax.vmap(through, (None, 0)))(d, keys)
+    draws = quick_jit(jax.vmap(through, (None, 0)))(d, keys)
     # The upper triangle of FullNormal's matrix is not a parameter.
     lower = lambda a: jnp.tril(a) if a.ndim >= 2 and name == "full_normal" else a
     draws, truth = jax.tree.map(lower, draws), jax.tree.map(lower, truth)
@@ -163,7 +163,7 @@ def test_kl_is_the_sum_over_events(name, x64, tolerance):
         for a, b in ((q, p), (p, q)):
             cell_p = a.cell * np.exp(a.log_prob)
             expected = cell_p @ (a.log_prob - b.log_prob)
-            got = jax.jit(kl)(a.make(), b.make())
+            got = quick_jit(kl)(a.make(), b.make())
             assert got.shape == ()
             np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance)
             both_ways.append(expected)
@@ -242,7 +242,7 @@ def test_bernoulli_against_float64_for_grey_and_binary_pixels():
     l64, x64 = logits.astype(np.float64), x.astype(np.float64)
     expected = x64 * special.log_expit(l64) + (1 - x64) * special.log_expit(-l64)
     one = lambda l, x: Bernoulli(l).log_prob(x)
-    value, slope = jax.jit(jax.vmap(jax.value_and_grad(one)))(logits, x)
+    value, slope = quick_jit(jax.vmap(jax.value_and_grad(one)))(logits, x)
     np.testing.assert_allclose(value, expected, rtol=3e-6, atol=1e-30)
     np.testing.assert_allclose(slope, x64 - special.expit(l64), rtol=1e-5, atol=3e-7)
 

@@ -18,6 +18,7 @@ from contracts import (
     exact_params,
     exact_posterior,
     is_valid,
+    quick_jit,
     tree_z_scores,
     wrong_params,
 )
@@ -65,7 +66,7 @@ def test_exact_posterior_gives_the_exact_marginal_whatever_the_bound(x64, tolera
         return values
 
     with jax.enable_x64(x64):
-        got = jax.jit(every_value)(exact_params(), jnp.array(X, float))
+        got = quick_jit(every_value)(exact_params(), jnp.array(X, float))
         np.testing.assert_allclose(got, exact_log_px(), rtol=tolerance, atol=tolerance)
     assert len(combinations) == 37
 
@@ -77,7 +78,14 @@ def test_every_estimator_has_the_value_of_the_bound(bound):
     f = BOUNDS[bound].bound
     values = [
         per_example(
-            WRONG, params, jax.random.clone(key), x, bound=f, estimator=e, num_samples=K, beta=0.5
+            WRONG,
+            params,
+            jax.random.clone(key),
+            x,
+            bound=f,
+            estimator=e,
+            num_samples=K,
+            beta=0.5,
         )
         for name, e in ESTIMATORS.items()
         if is_valid(name, bound, K)
@@ -119,7 +127,7 @@ def drawn_gradients(model, bound, estimator):
 
     keys = jax.random.split(jax.random.key(11), DRAWS)
     each = jax.vmap(jax.vmap(jax.grad(value), (None, 0, None)), (None, None, 0))
-    draws = jax.jit(each)(make(), keys, jnp.array(BETAS))
+    draws = quick_jit(each)(make(), keys, jnp.array(BETAS))
     return {
         beta: jax.tree.map(lambda a, i=i: np.asarray(a[i], np.float64), draws)
         for i, beta in enumerate(BETAS)
@@ -134,7 +142,7 @@ def test_elbo_gradient_is_that_of_the_closed_form(model, estimator):
     draws = drawn_gradients(model, "elbo", ESTIMATORS[estimator])
     x = jnp.array(X, float)
     for beta in BETAS:
-        exact = jax.jit(jax.grad(lambda p, b: exact_elbo(record, p, x, b)))
+        exact = quick_jit(jax.grad(lambda p, b: exact_elbo(record, p, x, b)))
         truth = exact(make(), beta)
         assert np.max(abs(tree_z_scores(draws[beta], truth))) < 4.5
         assert min(np.max(abs(leaf)) for leaf in jax.tree.leaves(truth)) > 0.01
@@ -206,7 +214,7 @@ def test_gradient_of_the_posterior_vanishes_at_the_exact_posterior():
     with jax.enable_x64(True):
         model, params = posterior_with_parameters()
         keys = jax.random.split(jax.random.key(2), 20)
-        got = jax.jit(jax.vmap(gradients, (None, 0)))(params, keys)
+        got = quick_jit(jax.vmap(gradients, (None, 0)))(params, keys)
         largest = lambda tree: max(np.max(abs(a)) for a in jax.tree.leaves(tree))
         for gradient in got[:-1]:
             assert largest(gradient["q"]) < 1e-10
@@ -264,8 +272,8 @@ def test_dreg_of_the_iwae_is_the_textbooks_squared_weights():
             return w, w**2
 
         uniform = lambda log_w: (jnp.full(K, 1 / K), jnp.full(K, 1 / K))
-        gradient = jax.jit(jax.grad(value), static_argnums=(1, 2))
-        expected = jax.jit(by_hand, static_argnums=0)
+        gradient = quick_jit(jax.grad(value), static_argnums=(1, 2))
+        expected = quick_jit(by_hand, static_argnums=0)
         close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
         dreg = gradient(params, bounds.iwae, estimators.dreg)
         jax.tree.map(close, dreg, expected(squared, eps))
@@ -302,7 +310,7 @@ def test_terms_per_group_of_latents_are_summed(estimator):
         z = jax.vmap(q.sample)(jax.random.clone(keys))
         return ESTIMATORS[estimator](bound, terms, params, q, z, beta=0.7)
 
-    both = jax.jit(jax.value_and_grad(value), static_argnums=1)
+    both = quick_jit(jax.value_and_grad(value), static_argnums=1)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         both(params, grouped(x, 2)),
