@@ -1,8 +1,21 @@
 """Settings under which every test runs."""
 
+from pathlib import Path
+
 import jax
+import pytest
+
+from vi_jax.data import prepared
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Several devices on any laptop.
 jax.config.update("jax_num_cpu_devices", 2)
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    """A data_dir in which mnist is prepared, from the files in the package."""
+    folder = tmp_path_factory.mktemp("tfds")
+    prepared.prepare("mnist", data_dir=folder)
+    return folder

@@ -74,7 +74,7 @@ def direct(keys):
     """Every field from log-weights written with scipy, at the draws of those keys."""
     params, x = wrong_params(), jnp.array(X)
     q = WRONG.posterior(params, x)
-    z = np.asarray(jax.vmap(q.sample)(keys))
+    z = np.asarray(quick_jit(jax.vmap(q.sample))(keys))
     log_lik = stats.norm(z @ WEIGHT.T + MEAN, np.exp(LOG_NOISE)).logpdf(X).sum(-1)
     log_w = log_lik + stats.norm.logpdf(z).sum(-1)
     log_w = log_w - stats.norm(q.loc, q.scale).logpdf(z).sum(-1)
@@ -122,12 +122,12 @@ def test_memory_does_not_grow_with_the_number_of_samples():
         likelihoods.bernoulli(networks.mlp([64], 784)),
     )
     x = jnp.ones((8, 784))
-    params = model.init(jax.random.key(0), x[0])
+    params = quick_jit(model.init)(jax.random.key(0), x[0])
     keys = jax.random.split(jax.random.key(1), 8)
 
     def space(k):
         one = functools.partial(log_likelihood, model, num_samples=k)
-        lowered = jax.jit(jax.vmap(one, (None, 0, 0))).lower(params, keys, x)
+        lowered = quick_jit(jax.vmap(one, (None, 0, 0))).lower(params, keys, x)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert space(50_000) < 1.1 * space(500)

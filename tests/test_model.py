@@ -1,5 +1,7 @@
 """What one does with a model, where the answers are known in closed form."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,7 +100,7 @@ def test_terms_are_scipys_log_densities():
         params, x = wrong_params(), jnp.array(X)
         q = WRONG.posterior(params, x)
         z = np.stack([Z, -Z, 0.3 * Z])
-        got = sampled_terms(WRONG, x)(params, q, jnp.array(z))
+        got = quick_jit(sampled_terms(WRONG, x))(params, q, jnp.array(z))
         weights = jax.vmap(lambda t: log_weight(t, 0.7))(got)
     log_lik = stats.norm(z @ WEIGHT.T + MEAN, np.exp(LOG_NOISE)).logpdf(X).sum(-1)
     log_prior = stats.norm.logpdf(z).sum(-1)
@@ -154,15 +156,18 @@ def test_interpolation_ends_at_the_reconstructions_from_the_means():
     gain, offset, _ = exact_posterior()
     decode = lambda x: WEIGHT @ (gain @ x + offset) + MEAN
     a, b = decode(X), decode(X_B)
-    arguments = (EXACT, exact_params(), jnp.array(X, float), jnp.array(X_B, float))
+    ends = jnp.array(X, float), jnp.array(X_B, float)
+    walk = lambda **how: quick_jit(
+        functools.partial(interpolate, EXACT, num_points=5, **how)
+    )(exact_params(), *ends)
     for path in (linear, spherical):
-        got = interpolate(*arguments, num_points=5, path=path)
+        got = walk(path=path)
         assert got.shape == (5, 3)
         np.testing.assert_allclose(got[0], a, atol=1e-5)
         np.testing.assert_allclose(got[-1], b, atol=1e-5)
-    got = interpolate(*arguments, num_points=5, path=linear)
+    got = walk(path=linear)
     np.testing.assert_allclose(got[1], 0.75 * a + 0.25 * b, atol=1e-5)
-    curved = interpolate(*arguments, num_points=5)
+    curved = walk()
     assert np.max(abs(curved[2] - got[2])) > 0.01  # spherical is the default
 
 
@@ -203,13 +208,13 @@ def test_without_a_great_circle_the_path_is_straight(name):
 def test_opposite_vectors_of_any_direction_take_the_straight_path():
     """Rounding of the cosine must not put a direction on a circle of its own."""
     vectors = jax.random.normal(jax.random.key(5), (2000, 50))
-    points = jax.vmap(lambda a: spherical(a, -a, jnp.array(0.25)))(vectors)
+    points = quick_jit(jax.vmap(lambda a: spherical(a, -a, 0.25)))(vectors)
     np.testing.assert_allclose(points, 0.5 * vectors, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_the_gradient_of_a_path_is_finite(name):
     a, b = (jnp.array(v, float) for v in DEGENERATE[name])
-    length = lambda a, b: jnp.sum(spherical(a, b, jnp.array(0.3)) ** 2)
-    gradients = jax.grad(length, argnums=(0, 1))(a, b)
+    length = lambda a, b: jnp.sum(spherical(a, b, 0.3) ** 2)
+    gradients = quick_jit(jax.grad(length, argnums=(0, 1)))(a, b)
     assert all(np.all(np.isfinite(g)) for g in gradients)

@@ -33,9 +33,7 @@ def batch_at(step):
     return {"x": jnp.array(ROWS, float), "step": jnp.int32(step)}
 
 
-@pytest.mark.parametrize(
-    "bound, estimator", [("elbo", "stl"), ("iwae", "dreg"), ("renyi_half", "reparam")]
-)
+@pytest.mark.parametrize("bound, estimator", [("elbo", "stl"), ("iwae", "dreg")])
 def test_the_loss_is_minus_the_mean_over_examples(bound, estimator):
     """Each with a key of its own, and one for preprocessing; value and gradient."""
     assert is_valid(estimator, bound, 3)
@@ -149,12 +147,12 @@ def test_terms_of_the_metrics_carry_no_gradient():
             WRONG, params, jax.random.key(0), jnp.array(X, float), num_samples=2
         )[1]
     )
-    gradient = jax.grad(total)(wrong_params())
+    gradient = quick_jit(jax.grad(total))(wrong_params())
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(gradient))
 
 
 def flops(function, *arguments) -> float:
-    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+    return quick_jit(function).lower(*arguments).compile().cost_analysis()["flops"]
 
 
 def test_the_encoder_runs_once_whatever_k_and_metrics_cost_nothing():
@@ -165,7 +163,7 @@ def test_the_encoder_runs_once_whatever_k_and_metrics_cost_nothing():
         likelihoods.bernoulli(networks.mlp([3], 96)),
     )
     x = jnp.ones(96)
-    params = model.init(jax.random.key(0), x)
+    params = quick_jit(model.init)(jax.random.key(0), x)
     encoder = 2 * 2000 * (96 + 4)
 
     def value(params, key, k, with_terms):
@@ -186,14 +184,9 @@ def test_the_encoder_runs_once_whatever_k_and_metrics_cost_nothing():
 
 def test_per_example_is_the_bound_of_its_terms():
     x = jnp.array(X, float)
-    value, terms = per_example(
-        WRONG,
-        wrong_params(),
-        jax.random.key(5),
-        x,
-        bound=bounds.iwae,
-        num_samples=4,
-        beta=0.7,
+    how = {"bound": bounds.iwae, "num_samples": 4, "beta": 0.7}
+    value, terms = quick_jit(functools.partial(per_example, WRONG, **how))(
+        wrong_params(), jax.random.key(5), x
     )
     assert [term.shape for term in terms] == [(4,)] * 3
     log_w = jax.vmap(lambda t: log_weight(t, 0.7))(terms)

@@ -3,6 +3,8 @@
 The contracts cover most of them in depth; this is the list by name.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +51,8 @@ def test_elbo_sums_over_pixels_and_latents_and_averages_over_examples():
     """Not a mean over pixels (another beta), nor a sum over the batch."""
     model = tiny(pixels=40, latents=5)
     x = jnp.full((8, 40), 1.0)
-    params = jax.tree.map(jnp.zeros_like, model.init(jax.random.key(0), x[0]))
+    params = quick_jit(model.init)(jax.random.key(0), x[0])
+    params = jax.tree.map(lambda a: jnp.array(np.zeros(a.shape), a.dtype), params)
     params["posterior"]["Dense_1"]["bias"] = jnp.array([2.0] * 5 + [0.0] * 5)
     loss = quick_jit(loss_of(model, terms=analytic_terms))
     value, metrics = loss(params, jax.random.key(1), {"x": x, "step": 0})
@@ -61,7 +64,7 @@ def test_elbo_sums_over_pixels_and_latents_and_averages_over_examples():
 def test_gaussian_likelihood_keeps_its_constants_and_its_half():
     """Neither D/2 log 2 pi, nor log sigma, nor the 1/2 of the square is dropped."""
     model = tiny(pixels=4, latents=2, likelihood=likelihoods.normal)
-    params = model.init(jax.random.key(0), jnp.zeros(4))
+    params = quick_jit(model.init)(jax.random.key(0), jnp.zeros(4))
     p = model.likelihood(params, jnp.array([0.3, -1.0]))
     x = np.array([3.0, -1.0, 0.2, 7.0])
     loc, scale = np.asarray(p.loc, np.float64), np.asarray(p.scale, np.float64)
@@ -111,9 +114,8 @@ def exact_bound(x):
 
 def test_log_likelihood_is_higher_for_likelier_data_and_takes_one_sample():
     """No sign flipped under the name nll; k = 1 draws one sample, not 100."""
-    value = lambda x: log_likelihood(
-        WRONG, wrong_params(), jax.random.key(0), jnp.array(x, float), num_samples=1
-    )
+    one = quick_jit(functools.partial(log_likelihood, WRONG, num_samples=1))
+    value = lambda x: one(wrong_params(), jax.random.key(0), jnp.array(x, float))
     near, far = value(X), value(X + 9.0)
     assert near.log_px > far.log_px + 10
     assert near.log_px == near.elbo
@@ -159,7 +161,7 @@ def test_extreme_encoder_outputs_give_finite_losses_and_gradients(size):
     """log-variances are bounded where q is made, for sampling and the KL alike."""
     model = tiny(pixels=6, latents=2)
     x = jnp.ones((2, 6))
-    params = model.init(jax.random.key(0), x[0])
+    params = quick_jit(model.init)(jax.random.key(0), x[0])
     params["posterior"]["Dense_1"]["bias"] = jnp.array([0.0, 0.0, size, -size])
     batch = {"x": x, "step": 0}
     for terms in ({}, {"terms": analytic_terms}):
@@ -176,7 +178,7 @@ def test_a_confidently_wrong_pixel_costs_its_logit_and_is_pulled_back(logit):
     """log(1 - s) as log(-expm1) is -inf there, a clipped probability has slope 0."""
     for x, l in ((0.0, logit), (1.0, -logit)):
         log_prob = lambda l, x=x: Bernoulli(l).log_prob(jnp.array(x))
-        value, slope = jax.value_and_grad(log_prob)(jnp.array(l))
+        value, slope = quick_jit(jax.value_and_grad(log_prob))(jnp.array(l))
         assert value == -logit
         assert slope == x * 2 - 1
         np.testing.assert_allclose(log_prob(jnp.array(-l)), 0, atol=1e-30)

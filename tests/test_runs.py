@@ -274,7 +274,7 @@ def test_a_metrics_line_cut_short_is_left_out_and_later_steps_taken_back(tmp_pat
 
 
 def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(small, tmp_path):
-    knobs = {"epochs": 80, "scan_steps": 10, "checkpoint_epochs": 4}
+    knobs = {"epochs": 40, "scan_steps": 10, "checkpoint_epochs": 4}
     whole = tmp_path / "whole"
     train(small, whole, **knobs)
     killed = tmp_path / "killed"

@@ -61,6 +61,16 @@ def test_cyclical_rises_and_restarts_in_every_cycle():
     np.testing.assert_allclose(beta[[5, 30, 55, 80]], 0.4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_steps, num_cycles", [(392, 7), (1100, 4), (54, 27)])
+def test_every_cycle_restarts_at_its_own_step(num_steps, num_cycles):
+    """Lengths at which step / num_steps * num_cycles rounds to below a whole number."""
+    schedule = schedules.cyclical(
+        num_steps, total_steps=num_steps, num_cycles=num_cycles
+    )
+    starts = jnp.arange(num_cycles) * (num_steps // num_cycles)
+    np.testing.assert_array_equal(jax.vmap(schedule)(starts), 0)
+
+
 def test_constant_is_its_value_at_every_step():
     assert schedules.constant()(jnp.int32(7)) == 1
     np.testing.assert_array_equal(schedules.constant(0.3)(STEPS), np.float32(0.3))
@@ -99,8 +109,11 @@ def test_a_beta_that_is_not_positive_is_an_error(name, ends):
 
 
 @pytest.mark.parametrize(
-    "how", [{"num_cycles": 0}, {"rise": 0.0}, {"rise": 1.1}, {"rise": -0.5}]
+    "how",
+    [{"num_cycles": 0}, {"num_cycles": 6}, {"rise": 0.0}, {"rise": 1.1}, {"rise": -1}],
 )
 def test_impossible_cycles_are_an_error(how):
-    with pytest.raises(ValueError, match="num_cycles >= 1 and 0 < rise <= 1"):
+    with pytest.raises(
+        ValueError, match="num_cycles <= num_steps / 2 and 0 < rise <= 1"
+    ):
         schedules.cyclical(10, total_steps=100, **how)

@@ -6,6 +6,7 @@ Every function is written for one example x; `jax.vmap` adds samples and batches
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -40,6 +41,7 @@ def log_weight(terms: Terms, beta: float | Array = 1.0) -> Array:
     beta = 1 gives bounds on log p(x); any other beta tempers the KL term, which makes
     every bound its beta version. Ref: Higgins et al. 2017 (beta-VAE).
     """
+    chex.assert_equal_shape([terms.log_prior, terms.log_post])
     return terms.log_lik + beta * jnp.sum(terms.log_prior - terms.log_post)
 
 
@@ -106,16 +108,16 @@ def spherical(a: Array, b: Array, t: Array) -> Array:
     """The great-circle path from a to b, the length changing linearly in its share.
 
     (sin((1 - t) w) a + sin(t w) b) / sin w, where w is the angle between a and b; the
-    straight path where they are parallel or opposite, or one of them is 0.
+    straight path where they are parallel or opposite (to 0.08 degrees) or one is 0.
     A straight path between draws of a wide Gaussian passes through its nearly empty
     middle; this one stays where the draws are. Ref: White 2016, arXiv:1609.04468.
     """
-    norms = jnp.linalg.norm(a) * jnp.linalg.norm(b)
-    cosine = jnp.sum(a * b) / jnp.where(norms > 0, norms, 1.0)
-    angle = jnp.arccos(jnp.clip(cosine, -1.0, 1.0))
-    curved = (norms > 0) & (jnp.sin(angle) > 1e-4)
-    safe = jnp.where(curved, angle, 1.0)
-    arc = (jnp.sin((1 - t) * safe) * a + jnp.sin(t * safe) * b) / jnp.sin(safe)
+    squares = jnp.sum(a * a) * jnp.sum(b * b)
+    cosine = jnp.sum(a * b) / jnp.sqrt(jnp.where(squares > 0, squares, 1.0))
+    curved = (squares > 0) & (abs(cosine) < 1 - 1e-6)
+    # A harmless angle where it is not used, so that gradients are finite there too.
+    angle = jnp.arccos(jnp.where(curved, cosine, 0.0))
+    arc = (jnp.sin((1 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
     return jnp.where(curved, arc, linear(a, b, t))
 
 

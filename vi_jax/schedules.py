@@ -35,7 +35,8 @@ def _ramp(shape, num_steps: int, total_steps: int, start: float, end: float):
 
     def schedule(step: Array) -> Array:
         u = jnp.clip(jnp.asarray(step) / num_steps, 0.0, 1.0)
-        return start + (end - start) * shape(u)
+        # The end exactly, whatever the rounding of the shape.
+        return jnp.where(u < 1.0, start + (end - start) * shape(u), end)
 
     return schedule
 
@@ -90,17 +91,21 @@ def cyclical(
 ) -> Schedule:
     """`num_cycles` linear ramps, each rising for the fraction `rise`; then `end`.
 
-    Raises ValueError where num_cycles < 1 or rise is outside (0, 1].
+    Raises ValueError where a cycle has no two steps or rise is outside (0, 1].
     Ref: Fu et al. 2019, arXiv:1903.10145.
     """
-    if num_cycles < 1 or not 0 < rise <= 1:
+    _check(num_steps, total_steps)
+    if not 1 <= num_cycles <= num_steps / 2 or not 0 < rise <= 1:
         raise ValueError(
-            f"cyclical needs num_cycles >= 1 and 0 < rise <= 1, "
-            f"got {num_cycles} and {rise}"
+            f"cyclical needs 1 <= num_cycles <= num_steps / 2 and 0 < rise <= 1, "
+            f"got {num_cycles}, {num_steps} and {rise}"
         )
+    _check_beta(start, end)
 
-    def shape(u: Array) -> Array:
-        place = jnp.mod(u * num_cycles, 1.0)
-        return jnp.where(u < 1.0, jnp.minimum(place / rise, 1.0), 1.0)
+    def schedule(step: Array) -> Array:
+        # In integers: a rounded product would start some cycles a step late.
+        place = (jnp.minimum(step, num_steps) * num_cycles) % num_steps
+        u = jnp.minimum(place / (num_steps * rise), 1.0)
+        return jnp.where(step < num_steps, start + (end - start) * u, end)
 
-    return _ramp(shape, num_steps, total_steps, start, end)
+    return schedule

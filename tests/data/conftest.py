@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vi_jax.data import prepared
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,14 +15,6 @@ def real_data() -> Path:
     folder = Path(os.environ.get("VI_JAX_TEST_DATA") or ROOT.parent / "shared" / "data")
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}: set VI_JAX_TEST_DATA")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory) -> Path:
-    """A data_dir in which mnist is prepared, from the files in the package."""
-    folder = tmp_path_factory.mktemp("tfds")
-    prepared.prepare("mnist", data_dir=folder)
     return folder
 
 
