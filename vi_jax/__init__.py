@@ -7,8 +7,10 @@ vi_jax.models.vae(prior, posterior, likelihood)  # a record of pure functions
 
 from vi_jax import (
     bounds as bounds,
+    data as data,
     distributions as distributions,
     estimators as estimators,
+    evaluation as evaluation,
     likelihoods as likelihoods,
     models as models,
     networks as networks,
@@ -16,6 +18,7 @@ from vi_jax import (
     posteriors as posteriors,
     priors as priors,
     schedules as schedules,
+    training as training,
 )
 from vi_jax.key_functions import (
     log_normal as log_normal,

@@ -71,8 +71,10 @@ Args:
 
     def opened(run_dir: Path, checkpoint: Which) -> tuple[Experiment, Params]:
         experiment = build(runs.read_knobs(run_dir, name, knobs_class))
-        checkpoints = open_checkpoints(run_dir / "checkpoints")
-        state = checkpoints.restore(initial_state(experiment), checkpoint)
+        # Opening checkpoints tidies up, which a run that is being trained must not see.
+        with runs.exclusive(run_dir):
+            checkpoints = open_checkpoints(run_dir / "checkpoints")
+            state = checkpoints.restore(initial_state(experiment), checkpoint)
         if state is None:
             raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
         return experiment, averaged_params(state)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.metadata
 import inspect
 import json
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
 from vi_jax.types import Metrics
@@ -143,16 +143,17 @@ def _version(package: str) -> str | None:
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder against a second run; released however the process ends."""
-    with open(Path(folder) / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OSError(
-                f"another process is using {folder}: wait for it, or pass another "
-                "--run-dir"
-            ) from error
-        yield
+    """Hold the folder against a second run; released however the process ends.
+
+    Raises OSError where another process holds it.
+    """
+    try:
+        with FileLock(Path(folder) / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise OSError(
+            f"another process is using {folder}: wait for it, or pass another --run-dir"
+        ) from error
 
 
 def read_metrics(folder: Path) -> list[Metrics]:

@@ -1,1 +1,4 @@
-"""Images as arrays (`sources`), and minibatches of them (`batches`)."""
+"""Images as arrays (`sources`), and minibatches of them (`batches`, `images`)."""
+
+from vi_jax.data.images import image_data as image_data
+from vi_jax.data.sources import from_arrays as from_arrays, load as load
