@@ -111,3 +111,12 @@ def test_negative_elbo_bound_is_the_librarys_analytic_elbo():
     z = vi_jax.sample_gaussian(key_z, mu, log_var)
     loss = vi_jax.negative_elbo_bound(x, matrix @ z, mu, log_var)
     np.testing.assert_allclose(loss, -elbo, rtol=1e-6)
+
+
+def test_a_scalar_mean_or_variance_does_not_share_its_noise():
+    key, wide = jax.random.key(0), jnp.zeros(4)
+    for draw in (
+        vi_jax.sample_gaussian(key, 0.0, wide),
+        vi_jax.sample_gaussian(key, wide, 0.0),
+    ):
+        assert len(np.unique(draw)) == 4

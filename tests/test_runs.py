@@ -1,5 +1,6 @@
 """Runs and command lines, on a set of small images and a small net."""
 
+import dataclasses
 import json
 import os
 import re
@@ -80,7 +81,8 @@ def test_a_run_leaves_all_that_it_promises(finished):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((finished / "tensorboard").glob("events.out.tfevents*"))
     stored = json.loads((finished / "run.json").read_text())
-    assert stored["versions"]["jax"]
+    assert stored["starts"][0]["versions"]["jax"]
+    assert len(stored["starts"]) == 1
 
 
 def test_metrics_hold_every_step_once_and_the_validation(finished):
@@ -246,15 +248,30 @@ def test_a_folder_that_cannot_be_written_is_one_clear_message(small, tmp_path, c
 @pytest.mark.parametrize(
     "content",
     ["{", "[]", '{"experiment": "other", "knobs": {}}', '{"experiment": "mnist_vae"}']
-    + ['{"experiment": "mnist_vae", "knobs": {"k": "rm -rf"}}'],
+    + ['{"experiment": "mnist_vae", "knobs": {"k": "1"}}', "k=many", "bound=__doc__"],
 )
 def test_a_damaged_knobs_file_is_one_clear_message(tmp_path, capsys, content):
+    if "=" in content:
+        name, value = content.split("=")
+        knobs = {**dataclasses.asdict(mnist_vae.Knobs()), name: value}
+        content = json.dumps({"experiment": "mnist_vae", "knobs": knobs})
     (tmp_path / "knobs.json").write_text(content)
     with pytest.raises(SystemExit) as caught:
         argv = ["sample", "--run-dir", str(tmp_path)]
         commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
     assert caught.value.code == 1
     assert "error: " in capsys.readouterr().err
+
+
+def test_going_on_with_other_versions_is_a_warning(tmp_path):
+    runs.record_start(tmp_path, mnist_vae.Knobs())
+    runs.record_start(tmp_path, mnist_vae.Knobs())
+    starts = runs.read_json(tmp_path / "run.json")["starts"]
+    assert len(starts) == 2
+    starts[-1]["versions"]["jax"] = "0.4.1"
+    runs.write_json(tmp_path / "run.json", {"starts": starts})
+    with pytest.warns(UserWarning, match="0.4.1"):
+        runs.record_start(tmp_path, mnist_vae.Knobs())
 
 
 def test_a_second_process_in_the_folder_is_an_error(tmp_path):

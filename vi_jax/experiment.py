@@ -80,6 +80,7 @@ def run(experiment: Experiment, run_dir: Path, *, name: str, knobs) -> dict[str,
         if (run_dir / "result.json").exists():
             print(f"{run_dir} is finished already; its result:", file=sys.stderr)
             return runs.read_json(run_dir / "result.json")
+        runs.record_start(run_dir, knobs)
         checkpoints = open_checkpoints(run_dir / "checkpoints")
         state = _train(experiment, state, run_dir, checkpoints)
         params = averaged_params(state)

@@ -12,9 +12,11 @@ from vi_jax.types import Array, Key
 
 
 def sample_gaussian(key: Key, mu: Array, log_var: Array) -> Array:
-    """mu + exp(log_var / 2) e with e ~ N(0, I): a draw that carries gradient, as mu."""
-    mu = jnp.asarray(mu, float)
-    return mu + jnp.exp(0.5 * log_var) * jax.random.normal(key, mu.shape, mu.dtype)
+    """mu + exp(log_var / 2) e with e ~ N(0, I): a draw that carries gradient."""
+    # The shape of both: one of them may be a scalar, and the draws must not be shared.
+    shape = jnp.broadcast_shapes(jnp.shape(mu), jnp.shape(log_var))
+    noise = jax.random.normal(key, shape, jnp.result_type(float, mu, log_var))
+    return mu + jnp.exp(0.5 * log_var) * noise
 
 
 def log_normal(x: Array, mu: Array, log_var: Array) -> Array:

@@ -9,6 +9,8 @@ import os
 import platform
 import subprocess
 import sys
+import typing
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,21 +39,12 @@ def claim(folder: Path, experiment: str, knobs) -> None:
             f"cannot write the run folder {folder} ({error.strerror}): pass another "
             "one with --run-dir"
         ) from error
-    asked = {"experiment": experiment, "knobs": _plain(knobs)}
+    asked = {"experiment": experiment, "knobs": dataclasses.asdict(knobs)}
     path = folder / "knobs.json"
     if path.exists():
         _require_same(folder, read_json(path), json.loads(json.dumps(asked)))
     else:
         write_json(path, asked)
-    write_json(folder / "run.json", _circumstances(Path(inspect.getfile(type(knobs)))))
-
-
-def _plain(knobs) -> dict:
-    return {k: _plain_value(v) for k, v in dataclasses.asdict(knobs).items()}
-
-
-def _plain_value(value):
-    return str(value) if isinstance(value, Path) else value
 
 
 def _require_same(folder: Path, old: dict, new: dict) -> None:
@@ -81,19 +74,39 @@ def read_knobs(folder: Path, experiment: str, knobs_class):
         raise ValueError(
             f"{folder} is a run of {stored.get('experiment')!r}, not of {experiment!r}"
         )
-    fields = {f.name: f.default for f in dataclasses.fields(knobs_class)}
-    knobs = stored.get("knobs")
-    if not isinstance(knobs, dict) or set(knobs) != set(fields):
+    values = stored.get("knobs")
+    hints = typing.get_type_hints(knobs_class)
+    if not isinstance(values, dict) or set(values) != set(hints):
         raise ValueError(f"{path} does not hold the knobs of {experiment}")
-    for name, value in knobs.items():
-        kinds = (int, float) if isinstance(fields[name], float) else type(fields[name])
-        if fields[name] is not None and not isinstance(value, (*_as_tuple(kinds),)):
-            raise ValueError(f"{path}: {name} is {value!r}, unlike {fields[name]!r}")
-    return knobs_class(**knobs)
+    for name, hint in hints.items():
+        if not _fits(values[name], hint):
+            raise ValueError(f"{path}: {name} is {values[name]!r}, which it cannot be")
+    return knobs_class(**values)
 
 
-def _as_tuple(kinds) -> tuple:
-    return kinds if isinstance(kinds, tuple) else (kinds,)
+def _fits(value, hint) -> bool:
+    """Whether a value read from JSON is one of a knob: a literal, or of its type."""
+    if typing.get_origin(hint) is typing.Literal:
+        return value in typing.get_args(hint)
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def record_start(folder: Path, knobs) -> None:
+    """Append to run.json how, with what and where the run was started or resumed.
+
+    Warns where the versions differ from those before: the run is then no longer
+    repeatable bit for bit.
+    """
+    path = Path(folder) / "run.json"
+    starts = read_json(path)["starts"] if path.exists() else []
+    now = _circumstances(Path(inspect.getfile(type(knobs))))
+    if starts and starts[-1]["versions"] != now["versions"]:
+        warnings.warn(
+            f"{folder} was begun with {starts[-1]['versions']} and goes on with "
+            f"{now['versions']}: it may differ from a run that never stopped",
+            stacklevel=2,
+        )
+    write_json(path, {"starts": [*starts, now]})
 
 
 def read_json(path: Path) -> dict:
