@@ -290,7 +290,9 @@ def test_a_metrics_line_cut_short_is_left_out_and_later_steps_taken_back(tmp_pat
     assert [r["step"] for r in runs.read_metrics(tmp_path)] == [5, 8]
 
 
-def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(small, tmp_path):
+def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(
+    small, tmp_path, capsys
+):
     knobs = {"epochs": 40, "scan_steps": 10, "checkpoint_epochs": 4}
     whole = tmp_path / "whole"
     train(small, whole, **knobs)
@@ -301,13 +303,16 @@ def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(small, tmp_
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not list(killed.glob("checkpoints/last/[0-9]*/_CHECKPOINT_METADATA")):
+    # A folder with a number for a name is a whole checkpoint.
+    while not any(p.name.isdigit() for p in killed.glob("checkpoints/last/*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / "result.json").exists()
     train(small, killed, **knobs)
+    resumed = re.search(r"resuming .* from step (\d+)", capsys.readouterr().err)
+    assert resumed and int(resumed[1]) > 0
     assert final_checkpoint(killed) == final_checkpoint(whole)
     strip = lambda records: [
         {k: v for k, v in r.items() if k != "seconds"} for r in records
