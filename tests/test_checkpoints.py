@@ -1,5 +1,7 @@
 """Checkpoints: what is restored is what was saved, and damage is noticed."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,11 @@ def folder(tmp_path):
 
 
 def damage(checkpoint, how):
-    """Cut short, or flip a byte of, every file that holds arrays."""
+    """Cut short or flip a byte of every file with arrays, or take another step's."""
+    if how == "mixed":
+        shutil.rmtree(checkpoint / "state")
+        shutil.copytree(checkpoint.parent / "20" / "state", checkpoint / "state")
+        return
     for path in checkpoint.rglob("d/*"):
         data = bytearray(path.read_bytes())
         middle = len(data) // 2
@@ -51,7 +57,7 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     assert open_checkpoints(tmp_path).restore(state_at(0)) is None
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "mixed"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(folder, how):
     damage(folder / "last" / "30", how)
     with pytest.warns(UserWarning, match="step 30 .* is damaged"):
