@@ -36,9 +36,12 @@ def folder(tmp_path):
 
 def damage(checkpoint, how):
     """Cut short or flip a byte of every file with arrays, or take another step's."""
+    if how == "seal":
+        (checkpoint / "sha256.json").write_text('{"a"')
+        return
     if how == "mixed":
-        shutil.rmtree(checkpoint / "state")
-        shutil.copytree(checkpoint.parent / "20" / "state", checkpoint / "state")
+        shutil.rmtree(checkpoint / "default")
+        shutil.copytree(checkpoint.parent / "20" / "default", checkpoint / "default")
         return
     for path in checkpoint.rglob("d/*"):
         data = bytearray(path.read_bytes())
@@ -57,7 +60,7 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
     assert open_checkpoints(tmp_path).restore(state_at(0)) is None
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "mixed"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "mixed", "seal"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(folder, how):
     damage(folder / "last" / "30", how)
     with pytest.warns(UserWarning, match="step 30 .* is damaged"):
@@ -66,6 +69,12 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(folder, h
     # The run goes on and reaches the damaged step again.
     again = open_checkpoints(folder)
     again.save(state_at(30), -2.0)
+    assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(30))
+
+
+def test_a_checkpoint_that_was_not_sealed_in_time_still_counts(folder):
+    """A kill between the writing of a checkpoint and of its digests."""
+    (folder / "last" / "30" / "sha256.json").unlink()
     assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(30))
 
 

@@ -1,20 +1,24 @@
 """Checkpoints on disk: the last two states and the best one.
 
 Orbax writes a checkpoint beside its place and renames it, so a crash leaves either all
-of it or none. A digest of the arrays is kept with them, so that damage is noticed.
+of it or none. Digests of its files are kept with them, so that damage is noticed before
+anything reads them.
 """
 
 import hashlib
+import json
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from vi_jax.training import TrainState
+
+_SEAL = "sha256.json"
 
 
 class Checkpoints(NamedTuple):
@@ -28,7 +32,7 @@ def open_checkpoints(folder: Path) -> Checkpoints:
     """Open `folder` (created where missing) for saving and restoring.
 
     `restore(like)` gives the last state that can be read, None where there is none, and
-    warns where a newer one is damaged: that one is set aside as `damaged-<step>`.
+    warns where a newer one is damaged: that one is set aside as `damaged-...`.
     Raises ValueError where there are checkpoints and none can be read.
     """
     folder = Path(folder).resolve()
@@ -36,13 +40,11 @@ def open_checkpoints(folder: Path) -> Checkpoints:
 
     def save(state: TrainState, score: float) -> None:
         step = int(state.step)
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            check=ocp.args.JsonSave({"sha256": _digest(state)}),
-        )
-        for manager in kept.values():
+        args = ocp.args.StandardSave(state)
+        for name, manager in kept.items():
             # `force`: each call is a decision of the caller, not of a save interval.
             manager.save(step, args=args, metrics={"score": score}, force=True)
+            _seal(folder / name / str(step))
 
     def restore(like: TrainState, which: str = "last") -> TrainState | None:
         return _restore(kept[which], folder / which, like)
@@ -65,17 +67,19 @@ def _restore(manager: ocp.CheckpointManager, folder: Path, like: TrainState):
     manager.reload()
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
-        try:
-            return _read(manager, step, like)
-        # A damaged file can make its readers raise anything.
-        except Exception as error:
-            warnings.warn(
-                f"the checkpoint of step {step} in {folder} is damaged and was set "
-                f"aside ({type(error).__name__}); falling back to the one before",
-                stacklevel=2,
-            )
-            (folder / str(step)).rename(folder.parent / f"damaged-{folder.name}-{step}")
-            manager.reload()
+        if _is_whole(folder / str(step)):
+            target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
+            return manager.restore(step, args=target)
+        warnings.warn(
+            f"the checkpoint of step {step} in {folder} is damaged and was set aside; "
+            "falling back to the one before",
+            stacklevel=2,
+        )
+        aside = folder.parent / f"damaged-{folder.name}-{step}"
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}+")
+        (folder / str(step)).rename(aside)
+        manager.reload()
     if steps:
         raise ValueError(
             f"none of the checkpoints in {folder} can be read: start again in a new "
@@ -84,23 +88,30 @@ def _restore(manager: ocp.CheckpointManager, folder: Path, like: TrainState):
     return None
 
 
-def _read(manager: ocp.CheckpointManager, step: int, like: TrainState) -> TrainState:
-    args = ocp.args.Composite(
-        state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)),
-        check=ocp.args.JsonRestore(),
-    )
-    restored = manager.restore(step, args=args)
-    if _digest(restored.state) != restored.check["sha256"]:
-        raise ValueError("the arrays do not match their digest")
-    return restored.state
-
-
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _digest(state: TrainState) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(state):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+def _digests(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a checkpoint but the seal, by its relative path."""
+    paths = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != _SEAL)
+    digest = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    return {str(p.relative_to(checkpoint)): digest(p) for p in paths}
+
+
+def _seal(checkpoint: Path) -> None:
+    if checkpoint.exists():  # the best ones keep only what is best
+        temporary = checkpoint.parent.with_name(f"{checkpoint.name}-{_SEAL}")
+        temporary.write_text(json.dumps(_digests(checkpoint)))
+        os.replace(temporary, checkpoint / _SEAL)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    seal = checkpoint / _SEAL
+    # A process killed just before it sealed leaves a checkpoint that orbax completed.
+    if not seal.exists():
+        return True
+    try:
+        return _digests(checkpoint) == json.loads(seal.read_text())
+    except ValueError:  # not JSON, or not text
+        return False
