@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, as a reader would run it."""
 
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -17,10 +18,13 @@ def test_notebook_runs(path, data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(path, as_version=4)
-    # Files instead of ports, which another program may take in between.
-    config = Config({"KernelManager": {"transport": "ipc"}})
-    place = {"metadata": {"path": ROOT}}
-    NotebookClient(notebook, timeout=300, resources=place, config=config).execute()
+    # Sockets instead of ports, which another program may take in between; in a folder
+    # of a short name, since their paths may not be long.
+    with tempfile.TemporaryDirectory() as sockets:
+        manager = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        config = Config({"KernelManager": manager})
+        place = {"metadata": {"path": ROOT}}
+        NotebookClient(notebook, timeout=300, resources=place, config=config).execute()
     pictures = [
         output
         for cell in notebook.cells
