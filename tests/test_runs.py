@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import mnist_iwae, mnist_vae
-from vi_jax import commands, experiment, runs
+from vi_jax import commands, experiment, runs, training
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.data.batches import padded
 
@@ -55,11 +55,11 @@ def train(small, run_dir, name="mnist_vae", **knobs):
     return json.loads((run_dir / "result.json").read_text())
 
 
-def final_state(run_dir):
-    """The last checkpoint of a run, read anew."""
-    built = mnist_vae.build(runs.read_knobs(run_dir, "mnist_vae", mnist_vae.Knobs))
+def final_state(run_dir, name="mnist_vae"):
+    """The experiment of a run, and its last checkpoint, read anew."""
+    built = MODULES[name].build(runs.read_knobs(run_dir, name, MODULES[name].Knobs))
     like = experiment.initial_state(built)
-    return open_checkpoints(run_dir / "checkpoints").restore(like)
+    return built, open_checkpoints(run_dir / "checkpoints").restore(like)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,11 @@ def test_commands_on_a_finished_run(finished, command, capsys):
 def test_iwae_beta_schedules_and_other_choices_train(small, tmp_path):
     iwae = train(small, tmp_path / "a", "mnist_iwae", k=3, clip_norm=1.0, ema=0.9)
     assert iwae["bound"] == "iwae" and iwae["estimator"] == "dreg"
+    built, state = final_state(tmp_path / "a", "mnist_iwae")
+    measure = experiment.make_evaluator(built.model, num_samples=20)
+    nll = lambda params: -np.mean(measure(params, built.data.test).log_px)
+    assert nll(training.averaged_params(state)) == pytest.approx(iwae["nll"], rel=1e-6)
+    assert nll(state.params) != pytest.approx(iwae["nll"], rel=1e-6)
     vae = train(
         small,
         tmp_path / "b",
@@ -238,6 +243,14 @@ def test_help_explains_every_knob(capsys):
     for name in mnist_vae.Knobs.__dataclass_fields__:
         described = re.search(rf"--{name.replace('_', '-')} \S+ (\S.{{10}})", text)
         assert described, name
+
+
+def test_a_folder_whose_knobs_are_damaged_is_not_trained_in(small, tmp_path, capsys):
+    (tmp_path / "knobs.json").write_text('{"experiment": "mnist_vae", "knobs": []}')
+    with pytest.raises(SystemExit) as caught:
+        train(small, tmp_path)
+    assert caught.value.code == 1
+    assert "is damaged" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_message(small, tmp_path, capsys):
@@ -316,7 +329,7 @@ def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(
     train(small, killed, **knobs)
     resumed = re.search(r"resuming .* from step (\d+)", capsys.readouterr().err)
     assert resumed and int(resumed[1]) > 0
-    states = final_state(killed), final_state(whole)
+    states = final_state(killed)[1], final_state(whole)[1]
     assert int(states[0].step) == 540
     jax.tree.map(np.testing.assert_array_equal, *states)
     strip = lambda records: [

@@ -48,7 +48,9 @@ def claim(folder: Path, experiment: str, knobs) -> None:
 
 
 def _require_same(folder: Path, old: dict, new: dict) -> None:
-    flat = lambda d: {"experiment": d.get("experiment"), **d.get("knobs", {})}
+    if not isinstance(old.get("knobs"), dict):
+        raise ValueError(f"{folder}/knobs.json is damaged: pass another --run-dir")
+    flat = lambda d: {"experiment": d.get("experiment"), **d["knobs"]}
     before, now = flat(old), flat(new)
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if changed:
