@@ -14,11 +14,13 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # What each module, or package, of vi_jax may import from vi_jax beside itself.
 TOOLS = {"types", "math", "schedules"}
-CORE = TOOLS | {"distributions", "bounds", "model"}
+MATHS = TOOLS | {"distributions", "divergences", "quadrature"}
+CORE = MATHS | {"bounds", "model"}
 PARTS = CORE | {"estimators", "priors", "posteriors", "likelihoods"}
 EVERYTHING = {
     *PARTS,
     *("models", "objectives", "evaluation", "training", "checkpoints"),
+    *("em", "maximum_likelihood"),
     *("data", "plots", "runs", "experiment", "commands", "networks", "key_functions"),
 }
 MAY_IMPORT = {
@@ -27,7 +29,9 @@ MAY_IMPORT = {
     "schedules": {"types"},
     "distributions": TOOLS,
     "bounds": TOOLS,
-    "model": TOOLS | {"distributions"},
+    "divergences": TOOLS | {"distributions"},
+    "quadrature": TOOLS | {"distributions"},
+    "model": TOOLS | {"distributions", "divergences"},
     "key_functions": TOOLS | {"distributions"},
     "estimators": CORE,
     "priors": CORE,
@@ -37,6 +41,8 @@ MAY_IMPORT = {
     "models": PARTS - {"estimators"},
     "objectives": PARTS | {"models"},
     "evaluation": PARTS | {"models"},
+    "maximum_likelihood": MATHS,
+    "em": CORE | {"models", "maximum_likelihood"},
     "training": TOOLS,
     "checkpoints": TOOLS | {"training"},
     "data": TOOLS,

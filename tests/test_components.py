@@ -9,7 +9,8 @@ from flax import linen
 from scipy import special, stats
 
 from vi_jax import likelihoods, models, networks, posteriors, priors
-from vi_jax.distributions import Normal, kl
+from vi_jax.distributions import Normal
+from vi_jax.divergences import kl
 from vi_jax.math import soft_bound
 from vi_jax.types import Component
 

@@ -29,7 +29,8 @@ from vi_jax import (
     schedules,
 )
 from vi_jax.data import batches
-from vi_jax.distributions import Bernoulli, Normal, kl
+from vi_jax.distributions import Bernoulli, Normal
+from vi_jax.divergences import kl
 from vi_jax.evaluation import log_likelihood
 from vi_jax.model import analytic_terms
 

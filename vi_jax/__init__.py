@@ -9,14 +9,18 @@ from vi_jax import (
     bounds as bounds,
     data as data,
     distributions as distributions,
+    divergences as divergences,
+    em as em,
     estimators as estimators,
     evaluation as evaluation,
     likelihoods as likelihoods,
+    maximum_likelihood as maximum_likelihood,
     models as models,
     networks as networks,
     objectives as objectives,
     posteriors as posteriors,
     priors as priors,
+    quadrature as quadrature,
     schedules as schedules,
     training as training,
 )
@@ -26,6 +30,7 @@ from vi_jax.key_functions import (
     sample_gaussian as sample_gaussian,
 )
 from vi_jax.model import (
+    ExactModel as ExactModel,
     Model as Model,
     Terms as Terms,
     generate as generate,

@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import betaln, gammaln
 
 from vi_jax.math import bernoulli_log_prob
 from vi_jax.types import Array, Key
@@ -115,6 +116,88 @@ class Categorical:
 
 
 @_distribution
+class JointBernoulli:
+    """d coins that may depend on each other, from the logits [2^d] of all outcomes.
+
+    Outcome i is row i of `binary_states(d)`; events are [d] of 0 and 1 as floats.
+    """
+
+    logits: Array
+    pathwise: ClassVar[bool] = False
+
+    def sample(self, key: Key) -> Array:
+        return self._states()[jax.random.categorical(key, self.logits)]
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_shape(x, (self._num_coins(),))
+        index = jnp.round(x).astype(int) @ 2 ** jnp.arange(x.size)
+        return jax.nn.log_softmax(self.logits)[index]
+
+    def mean(self) -> Array:
+        return jax.nn.softmax(self.logits) @ self._states()
+
+    def _num_coins(self) -> int:
+        return self.logits.size.bit_length() - 1
+
+    def _states(self) -> Array:
+        return binary_states(self._num_coins()).astype(jnp.result_type(self.logits))
+
+
+def binary_states(num_coins: int) -> Array:
+    """All outcomes of d coins, float [2^d, d]: coin j of row i is bit j of i.
+
+    Raises ValueError above 20 coins, a million outcomes.
+    """
+    if not 0 <= num_coins <= 20:
+        raise ValueError(
+            f"{num_coins} coins have too many outcomes to list (20 at most)"
+        )
+    rows, bits = jnp.arange(2**num_coins)[:, None], jnp.arange(num_coins)[None, :]
+    return ((rows >> bits) & 1).astype(float)
+
+
+@_distribution
+class Gamma:
+    """Independent Gamma(concentration, rate), any event shape; events are positive."""
+
+    concentration: Array
+    rate: Array
+    pathwise: ClassVar[bool] = True
+
+    def sample(self, key: Key) -> Array:
+        return jax.random.gamma(key, self.concentration) / self.rate
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([x, self.concentration, self.rate])
+        a, b = self.concentration, self.rate
+        log_norm = gammaln(a) - a * jnp.log(b)
+        return jnp.sum((a - 1) * jnp.log(x) - b * x - log_norm)
+
+    def mean(self) -> Array:
+        return self.concentration / self.rate
+
+
+@_distribution
+class Beta:
+    """Independent Beta(a, b), any event shape; events lie strictly between 0 and 1."""
+
+    a: Array
+    b: Array
+    pathwise: ClassVar[bool] = True
+
+    def sample(self, key: Key) -> Array:
+        return jax.random.beta(key, self.a, self.b)
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([x, self.a, self.b])
+        powers = (self.a - 1) * jnp.log(x) + (self.b - 1) * jnp.log1p(-x)
+        return jnp.sum(powers - betaln(self.a, self.b))
+
+    def mean(self) -> Array:
+        return self.a / (self.a + self.b)
+
+
+@_distribution
 class Mixture:
     """sum_m softmax(logits)_m components_m; leaves of `components` lead with [m]."""
 
@@ -134,56 +217,3 @@ class Mixture:
     def mean(self) -> Array:
         means = jax.vmap(lambda c: c.mean())(self.components)  # [m, ...]
         return jnp.tensordot(jax.nn.softmax(self.logits), means, axes=1)
-
-
-def _kl_normal(q: Normal, p: Normal) -> Array:
-    log_ratio = jnp.log(q.scale) - jnp.log(p.scale)
-    shift = (q.loc - p.loc) / p.scale
-    # expm1(2 r) - 2 r is accurate where q and p nearly agree.
-    return 0.5 * jnp.sum(jnp.expm1(2 * log_ratio) - 2 * log_ratio + shift**2)
-
-
-def _kl_full_normal(q: FullNormal, p: FullNormal) -> Array:
-    solve = lambda b: jax.scipy.linalg.solve_triangular(p.scale_tril, b, lower=True)
-    trace = jnp.sum(solve(q.scale_tril) ** 2)
-    shift = jnp.sum(solve(q.loc - p.loc) ** 2)
-    log_det = lambda d: jnp.sum(jnp.log(jnp.diagonal(d.scale_tril)))
-    return 0.5 * (trace + shift - q.loc.size) + log_det(p) - log_det(q)
-
-
-def _kl_bernoulli(q: Bernoulli, p: Bernoulli) -> Array:
-    chex.assert_equal_shape([q.logits, p.logits])
-    prob = jax.nn.sigmoid(q.logits)
-    return bernoulli_log_prob(prob, q.logits) - bernoulli_log_prob(prob, p.logits)
-
-
-def _kl_categorical(q: Categorical, p: Categorical) -> Array:
-    log_q, log_p = jax.nn.log_softmax(q.logits), jax.nn.log_softmax(p.logits)
-    # A class that q excludes adds 0, where 0 * -inf would add nan.
-    return jnp.sum(jnp.where(log_q > -jnp.inf, jnp.exp(log_q) * (log_q - log_p), 0.0))
-
-
-_CLOSED_FORM_KL = {
-    (Normal, Normal): _kl_normal,
-    (FullNormal, FullNormal): _kl_full_normal,
-    (Bernoulli, Bernoulli): _kl_bernoulli,
-    (Categorical, Categorical): _kl_categorical,
-}
-
-
-def has_closed_form_kl(q: Distribution, p: Distribution) -> bool:
-    """Whether `kl(q, p)` exists."""
-    return (type(q), type(p)) in _CLOSED_FORM_KL
-
-
-def kl(q: Distribution, p: Distribution) -> Array:
-    """KL(q || p) = E_q[log q - log p] in closed form, [] in nats.
-
-    Raises ValueError for a pair that has none, never falling back on samples.
-    """
-    if not has_closed_form_kl(q, p):
-        raise ValueError(
-            f"KL({type(q).__name__} || {type(p).__name__}) has no closed form here: "
-            "estimate it from samples of log q(z) - log p(z)"
-        )
-    return _CLOSED_FORM_KL[type(q), type(p)](q, p)

@@ -32,3 +32,20 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     return jnp.sum(
         jnp.minimum(logits, 0.0) - (1 - x) * logits - jnp.log1p(jnp.exp(-abs(logits)))
     )
+
+
+def exp_remainder(x: Array) -> Array:
+    """e^x - 1 - x, never negative and accurate relative to itself near 0 too."""
+    near = abs(x) < 0.5
+    t = jnp.where(near, x, 0.0)
+    series = jnp.ones_like(t)
+    for n in range(14, 2, -1):  # x^2 / 2 (1 + x / 3 (1 + x / 4 (...)))
+        series = 1 + t / n * series
+    return jnp.where(near, 0.5 * t**2 * series, jnp.expm1(x) - x)
+
+
+def log_ratio(a: Array, b: Array) -> Array:
+    """log(a / b) of positive numbers, accurate relative to itself near a = b too."""
+    near = abs(a - b) < 0.5 * b
+    excess = jnp.where(near, (a - b) / b, 0.0)  # a - b is exact there
+    return jnp.where(near, jnp.log1p(excess), jnp.log(a) - jnp.log(b))

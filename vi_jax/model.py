@@ -10,7 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from vi_jax.distributions import Distribution, kl
+from vi_jax.distributions import Distribution
+from vi_jax.divergences import kl
 from vi_jax.types import Array, Key, Latents, Params
 
 
@@ -21,6 +22,20 @@ class Model(NamedTuple):
     prior: Callable[[Params], Distribution]  # p(z)
     posterior: Callable[[Params, Array], Distribution]  # q(z | x)
     likelihood: Callable[[Params, Latents], Distribution]  # p(x | z)
+
+
+class ExactModel(NamedTuple):
+    """A `Model` whose posterior is the exact p(z | x) and whose p(x) is known.
+
+    It serves wherever a Model does. `Model(exact.init, exact.prior, q,
+    exact.likelihood)` is the same p(x, z) with an approximate posterior.
+    """
+
+    init: Callable[[Key, Array], Params]  # from one example x
+    prior: Callable[[Params], Distribution]  # p(z)
+    posterior: Callable[[Params, Array], Distribution]  # p(z | x)
+    likelihood: Callable[[Params, Latents], Distribution]  # p(x | z)
+    marginal: Callable[[Params], Distribution]  # p(x)
 
 
 class Terms(NamedTuple):

@@ -1,4 +1,8 @@
-"""Builders of `Model` records."""
+"""Builders of `Model` and `ExactModel` records."""
 
+from vi_jax.models.gaussian_mixture import gaussian_mixture as gaussian_mixture
 from vi_jax.models.linear_gaussian import linear_gaussian as linear_gaussian
+from vi_jax.models.sigmoid_belief_network import (
+    sigmoid_belief_network as sigmoid_belief_network,
+)
 from vi_jax.models.vae import vae as vae

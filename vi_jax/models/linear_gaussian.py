@@ -1,53 +1,72 @@
-"""The linear-Gaussian model, where every quantity is known in closed form.
+"""The linear-Gaussian model: probabilistic PCA and factor analysis, all in closed form.
 
-z ~ N(0, I), x | z ~ N(W z + mu, diag(noise^2)). It is the ground truth that bounds and
-estimators are tested with: with its exact posterior every log-weight is log p(x).
+z ~ N(0, I), x | z ~ N(W z + mu, N), with N = noise^2 I (probabilistic PCA) or diagonal
+(factor analysis).
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from vi_jax.distributions import FullNormal, Normal
-from vi_jax.model import Model
+from vi_jax.model import ExactModel
 from vi_jax.types import Array, Key, Params
 
+Noise = Literal["isotropic", "diagonal"]
 
-def linear_gaussian(latents: int) -> Model:
-    """The model with its exact posterior as q(z | x).
 
-    params = {"weight": [D, d], "mean": [D], "log_noise": [D]}. p(z | x) = N(m, S) with
-    S = (I + W^T N^-1 W)^-1, m = S W^T N^-1 (x - mu), N = diag(noise^2).
-    Ref: Tipping & Bishop 1999; Bishop 2006, section 12.2.
+def linear_gaussian(latents: int, *, noise: Noise = "diagonal") -> ExactModel:
+    """The model of d latents with its exact posterior and marginal.
+
+    params = {"weight": [D, d], "mean": [D], "log_noise": [] or [D]}, where log_noise is
+    [] for isotropic noise. p(x) = N(mu, W W^T + N); p(z | x) = N(m, S) with
+    S = (I + W^T N^-1 W)^-1 and m = S W^T N^-1 (x - mu).
+    Raises ValueError where latents is below 1 or noise is another word.
+    Ref: Tipping & Bishop 1999; Rubin & Thayer 1982; Bishop 2006, section 12.2.
     """
+    if latents < 1:
+        raise ValueError(
+            f"a latent-variable model needs 1 latent or more, not {latents}"
+        )
+    if noise not in ("isotropic", "diagonal"):
+        raise ValueError(f"noise is {noise!r}: it must be 'isotropic' or 'diagonal'")
 
     def init(key: Key, x: Array) -> Params:
         weight = jax.random.normal(key, (x.size, latents), x.dtype) / latents**0.5
         return {
             "weight": weight,
             "mean": jnp.zeros(x.size, x.dtype),
-            "log_noise": jnp.zeros(x.size, x.dtype),
+            "log_noise": jnp.zeros(() if noise == "isotropic" else x.size, x.dtype),
         }
 
     def prior(params: Params) -> Normal:
         dtype = params["weight"].dtype
         return Normal(jnp.zeros(latents, dtype), jnp.ones(latents, dtype))
 
-    def posterior(params: Params, x: Array) -> FullNormal:
-        scaled = params["weight"] * jnp.exp(-2 * params["log_noise"])[:, None]  # N^-1 W
-        precision = jnp.eye(latents, dtype=x.dtype) + params["weight"].T @ scaled
-        covariance = jnp.linalg.inv(precision)
-        loc = covariance @ (scaled.T @ (x - params["mean"]))
-        return FullNormal(loc, jnp.linalg.cholesky(covariance))
-
-    def likelihood(params: Params, z: Array) -> Normal:
-        loc = params["weight"] @ z + params["mean"]
-        return Normal(loc, jnp.exp(params["log_noise"]))
-
-    return Model(init, prior, posterior, likelihood)
+    return ExactModel(init, prior, _posterior, _likelihood, _marginal)
 
 
-def marginal(params: Params) -> FullNormal:
-    """The exact p(x) = N(mu, W W^T + diag(noise^2))."""
+def _noise(params: Params) -> Array:
+    """The standard deviation of each coordinate, [D]."""
+    return jnp.broadcast_to(jnp.exp(params["log_noise"]), params["mean"].shape)
+
+
+def _posterior(params: Params, x: Array) -> FullNormal:
+    scaled = params["weight"] / _noise(params)[:, None] ** 2  # N^-1 W
+    precision = (
+        jnp.eye(scaled.shape[1], dtype=scaled.dtype) + params["weight"].T @ scaled
+    )
+    covariance = jnp.linalg.inv(precision)
+    loc = covariance @ (scaled.T @ (x - params["mean"]))
+    return FullNormal(loc, jnp.linalg.cholesky(covariance))
+
+
+def _likelihood(params: Params, z: Array) -> Normal:
+    return Normal(params["weight"] @ z + params["mean"], _noise(params))
+
+
+def _marginal(params: Params) -> FullNormal:
     weight = params["weight"]
-    covariance = weight @ weight.T + jnp.diag(jnp.exp(2 * params["log_noise"]))
+    covariance = weight @ weight.T + jnp.diag(_noise(params) ** 2)
     return FullNormal(params["mean"], jnp.linalg.cholesky(covariance))
