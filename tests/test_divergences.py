@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from contracts import DISTRIBUTIONS, KL_PAIRS, quick_jit
 
+from vi_jax import divergences
 from vi_jax.distributions import Bernoulli, Categorical, Normal
 from vi_jax.divergences import kl
 
@@ -64,13 +65,12 @@ def test_categorical_kl_with_an_excluded_class_is_finite():
 def test_kl_without_closed_form_is_an_error():
     normal, mixture = DISTRIBUTIONS["normal"].make(), DISTRIBUTIONS["mixture"].make()
     full = DISTRIBUTIONS["full_normal"].make()
-    for q, p in ((normal, mixture), (mixture, normal), (normal, full)):
-        assert not distributions.has_closed_form_kl(q, p)
+    for q, p in ((normal, mixture), (mixture, normal), (full, mixture)):
+        assert not divergences.has_closed_form_kl(q, p)
         with pytest.raises(ValueError, match="no closed form"):
             kl(q, p)
     assert all(
-        distributions.has_closed_form_kl(q.make(), p.make())
-        for q, p in KL_PAIRS.values()
+        divergences.has_closed_form_kl(q.make(), p.make()) for q, p in KL_PAIRS.values()
     )
 
 

@@ -26,10 +26,8 @@ from vi_jax.types import Array, Key
 
 
 def _kl_normal(q: Normal, p: Normal) -> Array:
-    shift = (q.loc - p.loc) / p.scale
-    return jnp.sum(
-        0.5 * exp_remainder(2 * log_ratio(q.scale, p.scale)) + 0.5 * shift**2
-    )
+    spread = exp_remainder(2 * log_ratio(q.scale, p.scale))
+    return 0.5 * jnp.sum(spread + ((q.loc - p.loc) / p.scale) ** 2)
 
 
 def _kl_full_normal(q: FullNormal, p: FullNormal) -> Array:

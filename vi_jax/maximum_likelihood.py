@@ -8,14 +8,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vi_jax.distributions import (
-    Bernoulli,
-    Categorical,
     Distribution,
-    FullNormal,
-    Normal,
 )
 from vi_jax.types import Array, Batch, Key, LossFn, Metrics, Params
 

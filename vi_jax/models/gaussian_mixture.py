@@ -28,7 +28,7 @@ def gaussian_mixture(
     Raises ValueError where num_components is below 1 or covariance is another word.
     """
     if num_components < 1:
-        raise ValueError(f"a mixture needs 1 component or more, not {num_components}")
+        raise ValueError(f"num_components must be at least 1, got {num_components}")
     if covariance not in get_args(Covariance):
         raise ValueError(
             f"covariance is {covariance!r}: it must be one of {get_args(Covariance)}"

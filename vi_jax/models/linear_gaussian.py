@@ -26,9 +26,7 @@ def linear_gaussian(latents: int, *, noise: Noise = "diagonal") -> ExactModel:
     Ref: Tipping & Bishop 1999; Rubin & Thayer 1982; Bishop 2006, section 12.2.
     """
     if latents < 1:
-        raise ValueError(
-            f"a latent-variable model needs 1 latent or more, not {latents}"
-        )
+        raise ValueError(f"latents must be at least 1, got {latents}")
     if noise not in ("isotropic", "diagonal"):
         raise ValueError(f"noise is {noise!r}: it must be 'isotropic' or 'diagonal'")
 
@@ -53,10 +51,9 @@ def _noise(params: Params) -> Array:
 
 
 def _posterior(params: Params, x: Array) -> FullNormal:
-    scaled = params["weight"] / _noise(params)[:, None] ** 2  # N^-1 W
-    precision = (
-        jnp.eye(scaled.shape[1], dtype=scaled.dtype) + params["weight"].T @ scaled
-    )
+    weight = params["weight"]
+    scaled = weight / _noise(params)[:, None] ** 2  # N^-1 W
+    precision = jnp.eye(weight.shape[1], dtype=weight.dtype) + weight.T @ scaled
     covariance = jnp.linalg.inv(precision)
     loc = covariance @ (scaled.T @ (x - params["mean"]))
     return FullNormal(loc, jnp.linalg.cholesky(covariance))

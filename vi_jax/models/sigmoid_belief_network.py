@@ -18,8 +18,8 @@ MAX_LATENTS = 12
 def sigmoid_belief_network(latents: int) -> ExactModel:
     """z in {0, 1}^d independent coins, x | z ~ Bernoulli(sigmoid(W z + c)), exactly.
 
-    params = {"prior": [d], "weight": [D, d], "bias": [D]}, all logits. The marginal is a
-    mixture over the 2^d states and the posterior a table of them, each a sum: the
+    params = {"prior": [d], "weight": [D, d], "bias": [D]}, all logits. The marginal is
+    a mixture over the 2^d states and the posterior a table of them, each a sum: the
     ground truth for estimators that cannot differentiate through samples.
     Raises ValueError where latents is outside [1, 12].
     Ref: Neal 1992; Mnih & Gregor 2014, arXiv:1402.0030.
@@ -50,9 +50,8 @@ def sigmoid_belief_network(latents: int) -> ExactModel:
 
     def posterior(params: Params, x: Array) -> JointBernoulli:
         p = marginal(params)
-        return JointBernoulli(
-            p.logits + jax.vmap(lambda c: c.log_prob(x))(p.components)
-        )
+        log_lik = jax.vmap(lambda c: c.log_prob(x))(p.components)
+        return JointBernoulli(p.logits + log_lik)
 
     def _states(params: Params) -> Array:
         return binary_states(latents).astype(params["weight"].dtype)
