@@ -1,11 +1,15 @@
-"""Pictures: functions of arrays that return a matplotlib figure, and save nothing."""
+"""Pictures: functions that return a figure or draw into given axes, and save nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
+
+from vi_jax.types import Array
 
 
 def image_grid(
@@ -84,3 +88,42 @@ def _limit(axes: Axes, *series: np.ndarray) -> None:
 def _series(records: Sequence[dict[str, float]], name: str):
     pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs], float)
+
+
+def density(
+    axes: Axes,
+    log_prob: Callable[[Array], Array],
+    box: tuple[float, float, float, float],
+    *,
+    filled: bool = True,
+    color: str = "C0",
+) -> None:
+    """Contours of a density over the plane, log_prob [2] -> [], within a box.
+
+    box is (left, right, bottom, top); the levels fall by factors of e from the peak.
+    """
+    left, right, bottom, top = box
+    x, y = np.meshgrid(np.linspace(left, right, 200), np.linspace(bottom, top, 200))
+    points = np.stack([x.ravel(), y.ravel()], -1)
+    heights = np.asarray(jax.jit(jax.vmap(log_prob))(points)).reshape(x.shape)
+    levels = heights.max() + np.arange(-6.0, 0.0)
+    if filled:
+        axes.contourf(
+            x, y, heights, [*levels, heights.max()], cmap="Blues", extend="min"
+        )
+    else:
+        axes.contour(x, y, heights, levels, colors=color, linewidths=1, linestyles="-")
+
+
+def ellipses(
+    axes: Axes, loc: np.ndarray, covariance: np.ndarray, *, color: str = "k"
+) -> None:
+    """The 2-sigma ellipses of Gaussians in the plane, loc [m, 2], covariance [m, 2, 2]."""
+    for center, matrix in zip(np.asarray(loc), np.asarray(covariance), strict=True):
+        variances, directions = np.linalg.eigh(matrix)
+        angle = np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))
+        height, width = 4 * np.sqrt(variances)
+        axes.add_patch(
+            Ellipse(center, width, height, angle=angle, fill=False, ec=color, lw=1.5)
+        )
+        axes.plot(*center, "+", color=color, ms=7)
