@@ -1,4 +1,4 @@
-"""Pictures: functions that return a figure or draw into given axes, and save nothing."""
+"""Pictures: functions that return a figure or draw into axes, and save nothing."""
 
 from collections.abc import Callable, Sequence
 
@@ -118,7 +118,7 @@ def density(
 def ellipses(
     axes: Axes, loc: np.ndarray, covariance: np.ndarray, *, color: str = "k"
 ) -> None:
-    """The 2-sigma ellipses of Gaussians in the plane, loc [m, 2], covariance [m, 2, 2]."""
+    """Draw the 2-sigma ellipses of m Gaussians, loc [m, 2], covariance [m, 2, 2]."""
     for center, matrix in zip(np.asarray(loc), np.asarray(covariance), strict=True):
         variances, directions = np.linalg.eigh(matrix)
         angle = np.degrees(np.arctan2(directions[1, 1], directions[0, 1]))
