@@ -10,7 +10,16 @@ import numpy as np
 from scipy import special, stats
 
 from vi_jax import bounds, distributions, estimators
-from vi_jax.distributions import Bernoulli, Categorical, FullNormal, Mixture, Normal
+from vi_jax.distributions import (
+    Bernoulli,
+    Beta,
+    Categorical,
+    FullNormal,
+    Gamma,
+    JointBernoulli,
+    Mixture,
+    Normal,
+)
 from vi_jax.model import Model
 from vi_jax.models import linear_gaussian
 
@@ -87,6 +96,40 @@ def categorical_row(logits) -> DistributionRow:
     )
 
 
+def joint_bernoulli_row(logits) -> DistributionRow:
+    coins = len(logits).bit_length() - 1
+    events = np.array([[i >> j & 1 for j in range(coins)] for i in range(len(logits))])
+    return DistributionRow(
+        lambda: JointBernoulli(jnp.array(logits, float)),
+        events.astype(float),
+        1.0,
+        special.log_softmax(logits),
+        _plain,
+    )
+
+
+def gamma_row(concentration, rate) -> DistributionRow:
+    line = np.linspace(0, 40, 20_001)[1:]
+    return DistributionRow(
+        lambda: Gamma(jnp.array([concentration], float), jnp.array([rate], float)),
+        line[:, None],
+        float(line[1] - line[0]),
+        stats.gamma(concentration, scale=1 / rate).logpdf(line),
+        _plain,
+    )
+
+
+def beta_row(a, b) -> DistributionRow:
+    line = np.linspace(0, 1, 5_001)[1:-1]
+    return DistributionRow(
+        lambda: Beta(jnp.array([a], float), jnp.array([b], float)),
+        line[:, None],
+        float(line[1] - line[0]),
+        stats.beta(a, b).logpdf(line),
+        _plain,
+    )
+
+
 def mixture_row(logits, loc, scale) -> DistributionRow:
     events, cell = _grid()
     each = stats.norm(np.array(loc), np.array(scale)).logpdf(events[:, None]).sum(-1)
@@ -107,6 +150,10 @@ DISTRIBUTIONS = {
     "full_normal": full_normal_row([0.7, -0.4], [[0.8, 0.0], [-0.9, 0.6]]),
     "bernoulli": bernoulli_row([-1.3, 0.4, 2.2]),
     "categorical": categorical_row([0.2, -1.0, 1.5, 0.7]),
+    "joint_bernoulli": joint_bernoulli_row([0.3, -1.0, 0.8, 1.4]),
+    # Smooth at the ends of their support, so that sums over a grid are integrals.
+    "gamma": gamma_row(4.5, 1.3),
+    "beta": beta_row(4.2, 6.1),
     "mixture": mixture_row(
         [0.1, 1.2, -0.5],
         [[0.0, 1.0], [-2.0, 0.5], [3.0, -1.0]],
@@ -125,6 +172,17 @@ KL_PAIRS = {
     "categorical": (
         DISTRIBUTIONS["categorical"],
         categorical_row([-0.4, 0.9, 0.3, 0.0]),
+    ),
+    "joint_bernoulli": (
+        DISTRIBUTIONS["joint_bernoulli"],
+        joint_bernoulli_row([-0.1, 0.5, 1.1, -0.6]),
+    ),
+    "gamma": (DISTRIBUTIONS["gamma"], gamma_row(8.0, 1.6)),
+    "beta": (DISTRIBUTIONS["beta"], beta_row(5.0, 4.0)),
+    "normal_and_full": (DISTRIBUTIONS["normal"], DISTRIBUTIONS["full_normal"]),
+    "bernoulli_and_joint": (
+        bernoulli_row([-1.3, 0.4]),
+        DISTRIBUTIONS["joint_bernoulli"],
     ),
 }
 

@@ -82,9 +82,10 @@ def _joint(d: Bernoulli) -> JointBernoulli:
 
 
 def _kl_gamma(q: Gamma, p: Gamma) -> Array:
-    a, ratio = q.concentration, p.rate / q.rate
-    shape = (a - p.concentration) * digamma(a) - gammaln(a) + gammaln(p.concentration)
-    return jnp.sum(shape - p.concentration * jnp.log(ratio) + a * (ratio - 1))
+    a, b = q.concentration, p.concentration
+    log_r = log_ratio(p.rate, q.rate)
+    shapes = (a - b) * (digamma(a) + log_r) - gammaln(a) + gammaln(b)
+    return jnp.sum(shapes + a * exp_remainder(log_r))
 
 
 def _kl_beta(q: Beta, p: Beta) -> Array:
