@@ -190,14 +190,26 @@ KL_PAIRS = {
 
 
 class BoundRow(NamedTuple):
-    """A bound and its definition in plain float64, without any care for overflow."""
+    """A bound and its definition in float64, by scipy."""
 
     bound: bounds.Bound
     naive: Callable[[np.ndarray], float]
 
 
+def _naive_iwae(w: np.ndarray) -> float:
+    return special.logsumexp(w) - np.log(len(w))
+
+
+def _naive_tvo(w: np.ndarray) -> float:
+    means = [special.softmax(beta * w) @ w for beta in TVO_BETAS[:-1]]
+    return np.diff(TVO_BETAS) @ means
+
+
+TVO_BETAS = (0.0, 0.1, 0.3, 1.0)
+
+
 def _naive_renyi(alpha: float) -> Callable[[np.ndarray], float]:
-    return lambda w: np.log(np.mean(np.exp(w) ** (1 - alpha))) / (1 - alpha)
+    return lambda w: _naive_iwae((1 - alpha) * w) / (1 - alpha)
 
 
 def _renyi_row(alpha: float) -> BoundRow:
@@ -206,10 +218,16 @@ def _renyi_row(alpha: float) -> BoundRow:
 
 BOUNDS = {
     "elbo": BoundRow(bounds.elbo, np.mean),
-    "iwae": BoundRow(bounds.iwae, lambda w: np.log(np.mean(np.exp(w)))),
+    "iwae": BoundRow(bounds.iwae, _naive_iwae),
     "renyi_half": _renyi_row(0.5),
     "renyi_minus_1": _renyi_row(-1.0),
     "renyi_2": _renyi_row(2.0),
+    "ciwae": BoundRow(
+        functools.partial(bounds.ciwae, mix=0.3),
+        lambda w: 0.3 * np.mean(w) + 0.7 * _naive_iwae(w),
+    ),
+    "cubo": BoundRow(bounds.cubo, lambda w: _naive_iwae(2 * w) / 2),
+    "tvo": BoundRow(functools.partial(bounds.tvo, betas=TVO_BETAS), _naive_tvo),
 }
 
 # ------------------------------------------------------------------- estimators

@@ -69,13 +69,7 @@ def test_extreme_weights_stay_finite(name, far):
     """And right, with slopes that sum to 1: against scipy's logsumexp."""
     log_w = np.array([far, 1.0, far - 2.0])
     at, slope = jax.value_and_grad(BOUNDS[name].bound)(jnp.array(log_w, float))
-    order = {"iwae": 0.0, "renyi_half": 0.5, "renyi_minus_1": -1.0, "renyi_2": 2.0}
-    if name == "elbo":
-        expected = log_w.mean()
-    else:
-        power = 1 - order[name]
-        expected = (special.logsumexp(power * log_w) - np.log(3)) / power
-    np.testing.assert_allclose(at, expected, rtol=1e-6)
+    np.testing.assert_allclose(at, BOUNDS[name].naive(log_w), rtol=1e-6)
     np.testing.assert_allclose(slope.sum(), 1, rtol=1e-5)
 
 
@@ -181,3 +175,62 @@ def test_the_mean_elbo_is_log_px_minus_the_kl_to_the_exact_posterior():
     assert kl > 0.02
     elbo = drawn_log_weights().mean(1)
     assert abs(z_scores(elbo, exact_log_px() - kl)) < 4
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_miwae_is_the_mean_of_the_iwae_of_its_groups(groups):
+    log_w = np.random.default_rng(1).normal(0, 2, 6)
+    expected = np.mean(special.logsumexp(log_w.reshape(groups, -1), axis=1))
+    expected -= np.log(6 / groups)
+    with jax.enable_x64(True):
+        got = bounds.miwae(jnp.array(log_w), groups=groups)
+        np.testing.assert_allclose(got, expected, rtol=1e-14)
+        ends = {1: bounds.iwae, 6: bounds.elbo}
+        if groups in ends:
+            np.testing.assert_allclose(got, ends[groups](jnp.array(log_w)), rtol=1e-14)
+
+
+@pytest.mark.parametrize("groups", [0, 2, 10, -5])
+def test_groups_that_do_not_divide_the_samples_are_an_error(groups):
+    with pytest.raises(ValueError, match="divide the 5 samples"):
+        bounds.miwae(jnp.array(LOG_W), groups=groups)
+
+
+def test_the_ends_of_ciwae_are_iwae_and_elbo():
+    log_w = jnp.array(LOG_W, float)
+    assert bounds.ciwae(log_w, mix=0.0) == bounds.iwae(log_w)
+    assert bounds.ciwae(log_w, mix=1.0) == bounds.elbo(log_w)
+    for mix in (-0.1, 1.1, np.nan):
+        with pytest.raises(ValueError, match="mix"):
+            bounds.ciwae(log_w, mix=mix)
+
+
+@pytest.mark.parametrize("order", [1, 0.5, -2, np.nan])
+def test_an_order_that_gives_no_upper_bound_is_an_error(order):
+    with pytest.raises(ValueError, match="above 1"):
+        bounds.cubo(jnp.array(LOG_W), order=order)
+
+
+@pytest.mark.parametrize(
+    "betas", [(), (0,), (0, 0.5), (0.1, 1), (0, 0.5, 0.5, 1), (0, 0.7, 0.3, 1)]
+)
+def test_betas_that_do_not_rise_from_0_to_1_are_an_error(betas):
+    with pytest.raises(ValueError, match="rise from 0 to 1"):
+        bounds.tvo(jnp.array(LOG_W), betas=betas)
+
+
+def test_tvo_lies_between_the_elbo_and_iwae_and_nears_it_as_betas_get_finer():
+    """The integral of E_beta log w over beta is log mean w, on any weights."""
+    with jax.enable_x64(True):
+        log_w = jnp.array(LOG_W)
+        tvo = lambda n: bounds.tvo(log_w, betas=np.linspace(0, 1, n + 1))
+        np.testing.assert_allclose(tvo(1), bounds.elbo(log_w), rtol=1e-14)
+        gaps = [bounds.iwae(log_w) - tvo(n) for n in (1, 2, 4, 200, 400)]
+        assert np.all(np.diff(gaps) < 0) and gaps[-1] > 0
+        np.testing.assert_allclose(gaps[-2] / gaps[-1], 2, rtol=1e-2)  # first order
+
+
+def test_tvo_with_an_impossible_sample():
+    """It drags the mean at beta = 0 down, as it does the ELBO, and is no nan."""
+    log_w = jnp.array([-jnp.inf, 1.0, 2.0])
+    assert bounds.tvo(log_w, betas=(0.0, 0.5, 1.0)) == -jnp.inf

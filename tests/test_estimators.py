@@ -68,7 +68,7 @@ def test_exact_posterior_gives_the_exact_marginal_whatever_the_bound(x64, tolera
     with jax.enable_x64(x64):
         got = quick_jit(every_value)(exact_params(), jnp.array(X, float))
         np.testing.assert_allclose(got, exact_log_px(), rtol=tolerance, atol=tolerance)
-    assert len(combinations) == 37
+    assert len(combinations) == 58
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -5,9 +5,12 @@ model, nor a key, nor a batch. Hyper-parameters are keyword-only: bind them with
 `functools.partial`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
 
 from vi_jax.math import log_mean_exp
 from vi_jax.types import Array
@@ -53,3 +56,66 @@ def renyi(log_w: Array, *, alpha: float) -> Array:
     if alpha == 1:
         raise ValueError("renyi is undefined at alpha = 1, its limit: use bounds.elbo")
     return log_mean_exp((1 - alpha) * _checked(log_w)) / (1 - alpha)
+
+
+def miwae(log_w: Array, *, groups: int) -> Array:
+    """Mean of `groups` importance-weighted bounds, each of k / groups samples.
+
+    log_w is [k]. groups = k is the ELBO, groups = 1 is IWAE; the gradient of the
+    posterior keeps more of its signal than IWAE's. Raises ValueError where groups does
+    not divide k. Ref: Rainforth et al. 2018, arXiv:1802.04537.
+    """
+    k = _checked(log_w).shape[0]
+    if groups < 1 or k % groups:
+        raise ValueError(f"groups is {groups}: it must divide the {k} samples")
+    return jnp.mean(log_mean_exp(jnp.reshape(log_w, (groups, -1))))
+
+
+def ciwae(log_w: Array, *, mix: float) -> Array:
+    """The combination mix ELBO + (1 - mix) IWAE.
+
+    log_w is [k]. Raises ValueError where mix is outside [0, 1].
+    Ref: Rainforth et al. 2018, arXiv:1802.04537.
+    """
+    if not 0 <= mix <= 1:
+        raise ValueError(f"mix is {mix}: it must lie in [0, 1]")
+    return mix * elbo(log_w) + (1 - mix) * iwae(log_w)
+
+
+def cubo(log_w: Array, *, order: float = 2.0) -> Array:
+    """Chi upper bound, log mean w^order / order: an upper bound, so lower is better.
+
+    log_w is [k]; order = 2 is the chi-squared bound. Above log p(x) for k -> infinity:
+    the estimate from k samples is biased low, and may fall below log p(x) where few
+    samples carry the second moment. Raises ValueError for an order of 1 or below.
+    Ref: Dieng et al. 2017, arXiv:1611.00328.
+    """
+    if not order > 1:
+        raise ValueError(f"order is {order}: an upper bound needs one above 1")
+    return renyi(log_w, alpha=1 - order)
+
+
+def tvo(log_w: Array, *, betas: Sequence[float]) -> Array:
+    """Thermodynamic objective, sum_j (beta_j+1 - beta_j) E_beta_j[log w].
+
+    log p(x) is the integral over beta in [0, 1] of E[log w] under p(x, z)^beta
+    q(z | x)^(1 - beta), which rises with beta: the left Riemann sum is a lower bound,
+    and [0, 1] alone is the ELBO. log_w is [k]; the expectations weigh the samples by
+    w^beta, consistently as k grows. Raises ValueError where betas do not rise from 0 to
+    1. Ref: Masrani et al. 2019, arXiv:1907.00031.
+    """
+    steps = np.diff(betas)
+    if len(betas) < 2 or betas[0] != 0 or betas[-1] != 1 or not np.all(steps > 0):
+        raise ValueError(f"betas must rise from 0 to 1, got {tuple(betas)}")
+    log_w = _checked(log_w)
+    # Measured from the top, so that slopes keep their digits at +-1e4 nats.
+    top = stop_gradient(jnp.max(log_w, initial=-1e30))
+
+    def mean_under(beta: Array) -> Array:
+        weights = jax.nn.softmax(beta * log_w)
+        # An impossible sample has no weight but at beta = 0, where the mean is -inf.
+        return top + jnp.sum(jnp.where(weights > 0, weights * (log_w - top), 0.0))
+
+    rest = jax.vmap(mean_under)(jnp.asarray(betas[1:-1], log_w.dtype))
+    first = steps[0] * jnp.mean(log_w)
+    return first + jnp.sum(jnp.asarray(steps[1:], log_w.dtype) * rest)

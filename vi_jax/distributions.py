@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import betaln, gammaln
 
-from vi_jax.math import bernoulli_log_prob
+from vi_jax.math import bernoulli_log_prob, with_gradient_of
 from vi_jax.types import Array, Key
 
 LOG_2PI = math.log(2 * math.pi)
@@ -87,6 +87,35 @@ class Bernoulli:
     def sample(self, key: Key) -> Array:
         draw = jax.random.bernoulli(key, self.mean())
         return draw.astype(jnp.result_type(self.logits))
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([x, self.logits])
+        return bernoulli_log_prob(x, self.logits)
+
+    def mean(self) -> Array:
+        return jax.nn.sigmoid(self.logits)
+
+
+@_distribution
+class StraightThroughBernoulli:
+    """`Bernoulli` whose samples are 0 or 1 but carry the gradient of a relaxed coin.
+
+    The hard coin is s > 0 with s = logits + logistic noise, the relaxed one
+    sigmoid(s / temperature); its gradient is biased, so that `pathwise` is False and
+    only `estimators.straight_through` takes it.
+    Ref: Bengio et al. 2013, arXiv:1308.3432; Jang et al. 2017, arXiv:1611.01144.
+    """
+
+    logits: Array
+    temperature: Array
+    pathwise: ClassVar[bool] = False
+
+    def sample(self, key: Key) -> Array:
+        shape, dtype = jnp.shape(self.logits), jnp.result_type(self.logits)
+        s = self.logits + jax.random.logistic(key, shape, dtype)
+        return with_gradient_of(
+            (s > 0).astype(dtype), jax.nn.sigmoid(s / self.temperature)
+        )
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.logits])

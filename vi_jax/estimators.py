@@ -3,6 +3,17 @@
 Every estimator is called as `(bound, terms, params, q, z, *, beta) -> []` with
 `terms` a `TermsFn`, q the posterior and z its samples, leading with [k]. They differ in
 where they stop the gradient, and by construction agree on the value.
+
+| | posterior | bound | gradient |
+|---|---|---|---|
+| `reparam`, `dreg` | pathwise | any | unbiased |
+| `stl` | pathwise | ELBO, or k = 1 | unbiased |
+| `score` | any | any | unbiased |
+| `vimco` | any, k >= 2 | any | unbiased, less variance |
+| `enumeration` | discrete, few outcomes | ELBO | exact |
+| `straight_through` | straight-through | any | biased |
+| `wake_sleep` | any | IWAE | another objective for q |
+| `paired(q_bound, ...)` | as its estimator | any two | one bound for p, another for q |
 """
 
 from collections.abc import Callable
@@ -13,9 +24,10 @@ from jax.lax import stop_gradient
 
 from vi_jax import bounds
 from vi_jax.bounds import Bound
-from vi_jax.distributions import Distribution
+from vi_jax.distributions import Distribution, StraightThroughBernoulli
 from vi_jax.math import with_gradient_of
 from vi_jax.model import TermsFn, log_weight
+from vi_jax.quadrature import nodes
 from vi_jax.types import Array, Latents, Params
 
 Estimator = Callable[..., Array]
@@ -25,8 +37,8 @@ def _require_pathwise(q: Distribution, name: str) -> None:
     if not q.pathwise:
         raise ValueError(
             f"`{name}` differentiates through samples, and samples of "
-            f"{type(q).__name__} carry no gradient: use a posterior that does, "
-            "such as Normal"
+            f"{type(q).__name__} carry no gradient: use `vimco` or `score` (or, for "
+            "few outcomes, `enumeration`), or a posterior that does, such as Normal"
         )
 
 
@@ -114,3 +126,155 @@ def dreg(
     surrogate = jnp.vdot(first, along_params)
     surrogate += jnp.vdot(first - beta * second, along_path)
     return with_gradient_of(bound(value), surrogate)
+
+
+def _log_q(q: Distribution, z: Latents) -> Array:
+    """log q(z_i) [k], whose gradient is the score."""
+    return jax.vmap(lambda z: jnp.sum(q.log_prob(z)))(stop_gradient(z))
+
+
+def score(
+    bound: Bound,
+    terms: TermsFn,
+    params: Params,
+    q: Distribution,
+    z: Latents,
+    *,
+    beta: float | Array = 1.0,
+    baseline: float | Array = 0.0,
+) -> Array:
+    """The score function (REINFORCE): (bound - baseline) sum_i dlog q(z_i), [].
+
+    Unbiased for any q and any bound, but of large variance: use `vimco` where k >= 2.
+    A `baseline` [] that does not depend on z lowers it; one that is learned, b(x;
+    params), is moved towards the bound by -(bound - baseline)^2 / 2 in the gradient.
+    Ref: Williams 1992; Mnih & Gregor 2014, arXiv:1402.0030.
+    """
+    value = bound(_log_weights(terms, beta)(params, q, stop_gradient(z)))
+    signal = stop_gradient(value) - baseline
+    log_q = jnp.sum(_log_q(q, z))
+    surrogate = value + stop_gradient(signal) * log_q - 0.5 * signal**2
+    return with_gradient_of(value, surrogate)
+
+
+def vimco(
+    bound: Bound,
+    terms: TermsFn,
+    params: Params,
+    q: Distribution,
+    z: Latents,
+    *,
+    beta: float | Array = 1.0,
+) -> Array:
+    """The score function with a leave-one-out baseline for each sample, any bound, [].
+
+    The signal of sample i is bound(l) - bound(l with l_i replaced by the mean of the
+    others); for the ELBO, (l_i - mean of the others) / k. Unbiased for any q.
+    Raises ValueError for k = 1, which leaves no others.
+    Ref: Mnih & Rezende 2016, arXiv:1602.06725; Kool et al. 2019 (the ELBO).
+    """
+    k = _num_samples(z)
+    if k < 2:
+        raise ValueError(
+            "`vimco` takes its baseline from the other samples and needs k >= 2: use "
+            "`score` with a baseline"
+        )
+    log_w = _log_weights(terms, beta)(params, q, stop_gradient(z))
+    at = stop_gradient(log_w)
+    others = jnp.where(jnp.eye(k, dtype=bool), 0.0, at[None]).sum(1) / (k - 1)
+    without = jnp.where(jnp.eye(k, dtype=bool), others[:, None], at[None])  # [k, k]
+    signals = bound(at) - jax.vmap(bound)(without)
+    value = bound(log_w)
+    return with_gradient_of(value, value + signals @ _log_q(q, z))
+
+
+def enumeration(
+    bound: Bound,
+    terms: TermsFn,
+    params: Params,
+    q: Distribution,
+    z: Latents,
+    *,
+    beta: float | Array = 1.0,
+) -> Array:
+    """The exact ELBO and its exact gradient, a sum over every outcome of q, [].
+
+    The samples z are not used. Raises ValueError for another bound, and where q has no
+    finite list of outcomes or more than 2^20.
+    """
+    del z
+    if bound is not bounds.elbo:
+        raise ValueError("`enumeration` is for the ELBO: use `vimco` for other bounds")
+    if q.pathwise:
+        raise ValueError(
+            f"{type(q).__name__} has no finite list of outcomes: use `reparam`"
+        )
+    outcomes, probabilities = nodes(q)
+    log_w = _log_weights(terms, beta)(params, q, outcomes)
+    return jnp.sum(probabilities * jnp.where(probabilities > 0, log_w, 0.0))
+
+
+def straight_through(
+    bound: Bound,
+    terms: TermsFn,
+    params: Params,
+    q: Distribution,
+    z: Latents,
+    *,
+    beta: float | Array = 1.0,
+) -> Array:
+    """The gradient of a relaxed coin at the value of the hard one: biased, [].
+
+    The value is the bound; the bias of the gradient falls, and its variance rises, with
+    the temperature of q. Raises ValueError where q is not straight-through.
+    Ref: Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712.
+    """
+    if not isinstance(q, StraightThroughBernoulli):
+        raise ValueError(
+            "`straight_through` needs a posterior whose samples carry the relaxed "
+            f"gradient, StraightThroughBernoulli, not {type(q).__name__}"
+        )
+    return bound(_log_weights(terms, beta)(params, q, z))
+
+
+def wake_sleep(
+    bound: Bound,
+    terms: TermsFn,
+    params: Params,
+    q: Distribution,
+    z: Latents,
+    *,
+    beta: float | Array = 1.0,
+) -> Array:
+    """Reweighted wake-sleep: p climbs the IWAE bound, q falls on KL(p(z | x) || q), [].
+
+    With normalised weights w: sum_i w_i dlog p(x, z_i) for p, sum_i w_i dlog q(z_i) for
+    q, which is not the gradient of the bound (the wake-phase update of q, consistent in
+    k). Any q. Raises ValueError for another bound than IWAE.
+    Ref: Bornschein & Bengio 2015, arXiv:1406.2751; Le et al. 2019, arXiv:1805.10469.
+    """
+    if bound is not bounds.iwae:
+        raise ValueError("`wake_sleep` weighs as bounds.iwae does: use `vimco`")
+    log_w, z = _log_weights(terms, beta), stop_gradient(z)
+    at_p = log_w(params, stop_gradient(q), z)
+    weights = stop_gradient(jax.nn.softmax(at_p))
+    return with_gradient_of(bound(at_p), weights @ (at_p + _log_q(q, z)))
+
+
+def paired(q_bound: Bound, estimator: Estimator) -> Estimator:
+    """An estimator whose value is its bound, but where q climbs another: PIWAE.
+
+    The parameters of p(x, z) follow the bound that the estimator is called with, and
+    what reaches q and its samples follows `estimator` on `q_bound`. PIWAE is
+    `paired(partial(bounds.miwae, groups=g), reparam)` on `bounds.iwae`.
+    Ref: Rainforth et al. 2018, arXiv:1802.04537, section 4.
+    """
+
+    def both(bound, terms, params, q, z, *, beta=1.0):
+        log_w = _log_weights(terms, beta)
+        generative = bound(log_w(params, stop_gradient(q), stop_gradient(z)))
+        fixed = stop_gradient(params)
+        inference = estimator(q_bound, terms, fixed, q, z, beta=beta)
+        return with_gradient_of(generative, generative + inference)
+
+    return both

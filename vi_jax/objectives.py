@@ -1,5 +1,6 @@
 """From a model, a bound and an estimator to a loss that the trainer can minimise."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -22,6 +23,9 @@ from vi_jax.types import Array, Batch, Key, LossFn, Metrics, Params
 
 UNTEMPERED = constant(1.0)
 
+Baseline = Callable[[Params, Array], Array]
+"""(params, x) -> [], a guess at the bound, learned beside it."""
+
 
 def per_example(
     model: Model,
@@ -34,12 +38,19 @@ def per_example(
     num_samples: int = 1,
     beta: float | Array = 1.0,
     terms: Callable[[Model, Array], TermsFn] = sampled_terms,
+    baseline: Baseline | None = None,
 ) -> tuple[Array, Terms]:
     """The bound of one example [], with the estimator's gradient, and its Terms [k].
 
-    The encoder runs once, whatever num_samples. Raises ValueError where num_samples is
-    below 1, or where `analytic_terms` meets anything but the ELBO with `reparam`.
+    The encoder runs once, whatever num_samples. `baseline(params, x)` is for
+    `estimators.score`. Raises ValueError where num_samples is below 1, where
+    `analytic_terms` meets anything but the ELBO with `reparam`, or a baseline another
+    estimator.
     """
+    if baseline is not None:
+        if estimator is not estimators.score:
+            raise ValueError("only `score` takes a baseline")
+        estimator = functools.partial(estimator, baseline=baseline(params, x))
     if num_samples < 1:
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
     if terms is analytic_terms and not (
@@ -66,6 +77,7 @@ def batch_loss(
     num_samples: int = 1,
     beta: Schedule = UNTEMPERED,
     terms: Callable[[Model, Array], TermsFn] = sampled_terms,
+    baseline: Baseline | None = None,
 ) -> LossFn:
     """-mean over the batch of `per_example`'s bound, in nats; lower is better.
 
@@ -91,6 +103,7 @@ def batch_loss(
                 num_samples=num_samples,
                 beta=weight_of_kl,
                 terms=terms,
+                baseline=baseline,
             )
 
         values, parts = jax.vmap(one)(jax.random.split(key_z, x.shape[0]), x)
