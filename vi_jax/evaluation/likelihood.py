@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vi_jax.evaluation.psis import pareto_k, tail_length
 from vi_jax.model import Model, log_weight, sampled_terms
 from vi_jax.types import Array, Key, Params
 
@@ -18,6 +19,7 @@ class LogLikelihood(NamedTuple):
     rate: Array  # mean log q(z | x) - log p(z), the KL
     distortion: Array  # -mean log p(x | z)
     ess: Array  # (sum w)^2 / sum w^2, in [1, k]
+    khat: Array  # of the tail of w: above 0.7, neither log_px nor stderr can be trusted
 
 
 class _Sums(NamedTuple):
@@ -25,6 +27,7 @@ class _Sums(NamedTuple):
     w2: Array  # log sum w^2
     log_w: Array  # sum log w
     log_lik: Array  # sum log p(x | z)
+    top: Array  # the largest log w, which khat is of
 
 
 def log_likelihood(
@@ -39,9 +42,11 @@ def log_likelihood(
     """log p(x) = log E_q[p(x, z) / q(z | x)] of one example, from num_samples draws.
 
     `chunk` draws are held at a time, so memory does not grow with num_samples; the last
-    chunk is masked where num_samples is no multiple. The encoder runs once.
+    chunk is masked where num_samples is no multiple. The encoder runs once. khat is
+    nan below 25 samples.
     Raises ValueError where num_samples or chunk is below 1.
-    Ref: Burda et al. 2016, arXiv:1509.00519, section 5; the error by the delta method.
+    Ref: Burda et al. 2016, arXiv:1509.00519, section 5; the error by the delta method;
+    Vehtari et al. 2024, arXiv:1507.02646 (khat).
     """
     if num_samples < 1 or chunk < 1:
         raise ValueError(
@@ -51,6 +56,7 @@ def log_likelihood(
     num_chunks = -(-num_samples // chunk)
     q = model.posterior(params, x)
     terms_of = sampled_terms(model, x)
+    num_top = tail_length(num_samples) + 1
 
     def add(sums: _Sums, i: Array) -> tuple[_Sums, None]:
         keys = jax.random.split(jax.random.fold_in(key, i), chunk)
@@ -64,10 +70,12 @@ def log_likelihood(
             jnp.logaddexp(sums.w2, jax.nn.logsumexp(2 * kept)),
             sums.log_w + total(log_w),
             sums.log_lik + total(terms.log_lik),
+            jax.lax.top_k(jnp.concatenate([sums.top, kept]), num_top)[0],
         ), None
 
     zero = jnp.zeros((), jnp.result_type(x, float))
-    start = _Sums(zero - jnp.inf, zero - jnp.inf, zero, zero)
+    none = zero - jnp.inf
+    start = _Sums(none, none, zero, zero, jnp.full(num_top, -jnp.inf, zero.dtype))
     sums, _ = jax.lax.scan(add, start, jnp.arange(num_chunks))
     return _from_sums(sums, num_samples)
 
@@ -83,4 +91,5 @@ def _from_sums(sums: _Sums, k: int) -> LogLikelihood:
         rate=-distortion - elbo,
         distortion=distortion,
         ess=ess,
+        khat=pareto_k(sums.top),
     )

@@ -1,0 +1,90 @@
+"""The tail of importance weights against an independent library and known tails."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import EXACT, WRONG, X, exact_params, quick_jit, wrong_params
+from scipy import stats
+
+from vi_jax.evaluation import log_likelihood
+from vi_jax.evaluation.psis import pareto_k, tail_length
+
+# (scale, k-hat) by arviz-stats 0.8.0 of 5,000 normal log-weights, drawn in this order.
+ARVIZ = [
+    (0.3, -0.10328518489431625),
+    (1, 0.2215178392774027),
+    (2, 0.6403773151464213),
+    (4, 1.3806661866878268),
+    (8, 3.2380262117776852),
+    (30, 9.746377642046648),
+]
+
+
+def of(log_w):
+    top = np.sort(log_w)[-tail_length(len(log_w)) - 1 :]
+    return quick_jit(pareto_k)(jnp.array(top, jnp.float32))
+
+
+def test_khat_is_that_of_arviz():
+    rng = np.random.default_rng(0)
+    for scale, expected in ARVIZ:
+        log_w = rng.normal(size=5000) * scale - 80
+        np.testing.assert_allclose(of(log_w), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_khat_finds_the_shape_of_a_pareto_tail(shape):
+    """Mean over 200 samples of 10,000: within 0.03, and its spread that of theory."""
+    draws = stats.genpareto(shape).rvs((200, 10_000), random_state=1)
+    found = np.array([of(np.log(w)) for w in draws])
+    assert abs(found.mean() - shape) < 0.03
+    # Maximum likelihood of m exceedances has sd (1 + k) / sqrt(m), less a prior's pull.
+    assert found.std() < 1.2 * (1 + shape) / tail_length(10_000) ** 0.5
+
+
+def test_the_tail_has_the_published_length():
+    assert [tail_length(k) for k in (10, 100, 225, 5000, 10**6)] == [
+        2,
+        20,
+        45,
+        212,
+        212,
+    ]
+
+
+@pytest.mark.parametrize("num_samples, chunk", [(1000, 50), (1003, 37)])
+def test_the_estimate_of_log_px_carries_the_khat_of_all_its_weights(num_samples, chunk):
+    """However it is cut into chunks: against the same weights, kept whole."""
+    how = {"num_samples": num_samples, "chunk": chunk}
+    x, key = jnp.array(X, float), jax.random.key(1)
+    got = quick_jit(lambda key: log_likelihood(WRONG, wrong_params(), key, x, **how))(
+        key
+    )
+
+    def weights(key):
+        q = WRONG.posterior(wrong_params(), x)
+        chunks = []
+        for i in range(-(-num_samples // chunk)):
+            keys = jax.random.split(jax.random.fold_in(key, i), chunk)
+            z = jax.vmap(q.sample)(keys)
+            joint = jax.vmap(lambda z: WRONG.likelihood(wrong_params(), z).log_prob(x))(
+                z
+            )
+            joint += jax.vmap(WRONG.prior(wrong_params()).log_prob)(z)
+            chunks.append(joint - jax.vmap(q.log_prob)(z))
+        return jnp.concatenate(chunks)[:num_samples]
+
+    log_w = np.asarray(jax.jit(weights)(jax.random.clone(key)))
+    np.testing.assert_allclose(got.khat, of(log_w), rtol=2e-3)
+
+
+def test_an_exact_posterior_has_no_tail():
+    x, key = jnp.array(X, float), jax.random.key(1)
+    got = log_likelihood(EXACT, exact_params(), key, x, num_samples=200)
+    assert got.khat == 0
+
+
+def test_few_samples_have_no_khat_and_hopeless_ones_an_infinite_one():
+    assert np.isnan(of(np.random.default_rng(0).normal(size=20)))
+    assert of(1000 * np.random.default_rng(0).normal(size=5000)) == np.inf

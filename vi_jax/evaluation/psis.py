@@ -1,0 +1,49 @@
+"""How heavy the tail of importance weights is: the k-hat of a generalised Pareto."""
+
+import jax
+import jax.numpy as jnp
+
+from vi_jax.types import Array
+
+# Above it an importance-sampling estimate, and its standard error, can't be trusted.
+RELIABLE_PARETO_K = 0.7
+# The tail of 5,000 samples; more samples keep it, so that memory does not grow.
+MAX_TAIL = 212
+# Weights that agree to this many nats have no tail, only rounding.
+ROUNDING = 1e-4
+
+
+def tail_length(num_samples: int) -> int:
+    """How many of the largest of k weights are their tail: min(k / 5, 3 sqrt(k), 212).
+
+    Ref: Vehtari et al. 2024, arXiv:1507.02646.
+    """
+    return int(min(num_samples / 5, 3 * num_samples**0.5, MAX_TAIL))
+
+
+def pareto_k(top: Array) -> Array:
+    """The shape k-hat of the tail whose log-weights are top [m + 1], []; no unit.
+
+    top are the m + 1 largest of a sample, the smallest of them the threshold that the
+    others exceed. Below 0.5 the variance of the weights is finite; above 0.7 estimates
+    cannot be trusted. Zhang and Stephens' estimate, drawn towards 0.5 as by 10 more
+    weights; 0 where all weights agree, nan for m < 5.
+    Ref: Zhang & Stephens 2009; Vehtari et al. 2024, arXiv:1507.02646.
+    """
+    m = top.shape[0] - 1
+    if m < 5:
+        return jnp.full((), jnp.nan, top.dtype)
+    top = jnp.sort(top)
+    x = jnp.exp(top[1:] - top[-1]) - jnp.exp(top[0] - top[-1])  # [m], rising
+    varies = top[-1] - top[0] > ROUNDING
+    x = jnp.where(varies, x, jnp.linspace(1.0, 2.0, m, dtype=x.dtype))
+    count = 30 + int(m**0.5)
+    grid = 1 - jnp.sqrt(count / (jnp.arange(1, count + 1) - 0.5))
+    quartile = x[int(m / 4 + 0.5) - 1]
+    theta = 1 / x[-1] + grid / (3 * jnp.maximum(quartile, 1e-30))
+    shape = jnp.mean(jnp.log1p(-theta[:, None] * x[None]), axis=1)
+    log_profile = m * (jnp.log(-theta / shape) - shape - 1)
+    mean_theta = jax.nn.softmax(log_profile) @ theta
+    found = (m * jnp.mean(jnp.log1p(-mean_theta * x)) + 10 * 0.5) / (m + 10)
+    # Where a quarter of the tail underflows beside its largest, no tail is heavier.
+    return jnp.where(varies, jnp.where(quartile > 1e-30, found, jnp.inf), 0.0)
