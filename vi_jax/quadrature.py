@@ -27,7 +27,7 @@ def nodes(q: Distribution, *, order: int = 20) -> tuple[Array, Array]:
     Exact for discrete q, where they are the outcomes and their probabilities, and for
     polynomials up to degree 2 order - 1 in each coordinate of a Gaussian; a mixture has
     those of its components. Raises ValueError for another distribution, an order below
-    1, or more than 2^20 nodes.
+    1, or more than 2^20 nodes in one Gaussian or set of coins.
     """
     if order < 1:
         raise ValueError(f"the order of a quadrature is at least 1, got {order}")
@@ -73,10 +73,11 @@ def expectation(
 ) -> Array:
     """E_q f(z) by the `nodes` of q; f takes one event and returns an array.
 
-    Raises ValueError as `nodes` does.
+    An outcome of probability 0 adds nothing, whatever f is there. Differentiable in q
+    and in what f closes over. Raises ValueError as `nodes` does.
     """
     z, weights = nodes(q, order=order)
-    values = jax.vmap(f)(z)
-    # An outcome of probability 0 adds nothing, even where f is infinite.
-    possible = (weights > 0).reshape(-1, *[1] * (values.ndim - 1))
-    return jnp.tensordot(weights, jnp.where(possible, values, 0.0), axes=1)
+    # f sees another outcome instead: 0 * inf, or its gradient, would be nan.
+    possible = (weights > 0).reshape(-1, *[1] * (z.ndim - 1))
+    z = jnp.where(possible, z, z[jnp.argmax(weights)][None])
+    return jnp.tensordot(weights, jax.vmap(f)(z), axes=1)

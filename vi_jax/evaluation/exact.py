@@ -67,3 +67,23 @@ def variational_gap(
     Raises ValueError where the KL has no closed form.
     """
     return kl(q, model.posterior(params, x))
+
+
+def log_weight_variance(
+    model: Model | ExactModel,
+    params: Params,
+    q: Distribution,
+    x: Array,
+    *,
+    order: int = 20,
+) -> Array:
+    """Var_q[log w] of log w = log p(x, z) - log q(z), one example, [] in nats^2.
+
+    Jensen's gap log E_q[w] - E_q[log w] is the variational gap, since E_q[w] = p(x); it
+    is half of this variance where the variance is small, and for every Gaussian log w.
+    Raises ValueError where the quadrature does not exist.
+    Ref: Maddison et al. 2017, arXiv:1705.09279, who expand it in Var[w / p(x)].
+    """
+    mean = exact_elbo(model, params, q, x, order=order)
+    log_w = lambda z: log_joint(model, params, x, z) - jnp.sum(q.log_prob(z))
+    return expectation(q, lambda z: (log_w(z) - mean) ** 2, order=order)

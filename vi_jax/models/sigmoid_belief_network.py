@@ -3,12 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vi_jax.distributions import (
-    Bernoulli,
-    JointBernoulli,
-    Mixture,
-    binary_states,
-)
+from vi_jax.distributions import Bernoulli, JointBernoulli, Mixture, binary_states
 from vi_jax.model import ExactModel
 from vi_jax.types import Array, Key, Params
 
@@ -26,7 +21,8 @@ def sigmoid_belief_network(latents: int) -> ExactModel:
     """
     if not 1 <= latents <= MAX_LATENTS:
         raise ValueError(
-            f"latents is {latents}: the sums over 2^d states allow 1 to {MAX_LATENTS}"
+            f"latents is {latents}: the sums over 2^d states allow 1 to {MAX_LATENTS}, "
+            "more need a Model with an approximate posterior"
         )
 
     def init(key: Key, x: Array) -> Params:
@@ -34,7 +30,7 @@ def sigmoid_belief_network(latents: int) -> ExactModel:
         return {
             "prior": jnp.zeros(latents, x.dtype),
             "weight": weight,
-            "bias": jnp.zeros(x.size, x.dtype) - jnp.sum(weight, 1) / 2,
+            "bias": -jnp.sum(weight, 1) / 2,
         }
 
     def prior(params: Params) -> Bernoulli:
@@ -44,7 +40,7 @@ def sigmoid_belief_network(latents: int) -> ExactModel:
         return Bernoulli(params["weight"] @ z + params["bias"])
 
     def marginal(params: Params) -> Mixture:
-        states = _states(params)
+        states = binary_states(latents).astype(params["weight"].dtype)
         log_prior = jax.vmap(prior(params).log_prob)(states)
         return Mixture(log_prior, jax.vmap(lambda z: likelihood(params, z))(states))
 
@@ -52,8 +48,5 @@ def sigmoid_belief_network(latents: int) -> ExactModel:
         p = marginal(params)
         log_lik = jax.vmap(lambda c: c.log_prob(x))(p.components)
         return JointBernoulli(p.logits + log_lik)
-
-    def _states(params: Params) -> Array:
-        return binary_states(latents).astype(params["weight"].dtype)
 
     return ExactModel(init, prior, posterior, likelihood, marginal)
