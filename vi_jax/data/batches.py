@@ -53,6 +53,12 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     return Batches(dict(columns), at, _gather)
 
 
+def no_data() -> Batches:
+    """A stream for losses that draw their own data: a batch is {"step": int32 []}."""
+    at = lambda step: {"step": np.int32(step)}
+    return Batches({}, at, lambda resident, travelling: travelling)
+
+
 def _gather(resident: dict[str, Array], travelling: dict[str, Array]) -> Batch:
     # The index is a permutation's, always in bounds: "clip" spares the NaN-fill mask.
     take = functools.partial(jnp.take, indices=travelling["index"], axis=0, mode="clip")
