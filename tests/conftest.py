@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from threadpoolctl import threadpool_limits
 
 from vi_jax.data import prepared
 
@@ -11,6 +12,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Several devices on any laptop.
 jax.config.update("jax_num_cpu_devices", 2)
+# Two workers with two BLAS threads each wait for one another on small matrices.
+threadpool_limits(1, user_api="blas")
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,10 @@ class FullNormal:
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.loc])
-        u = jax.scipy.linalg.solve_triangular(self.scale_tril, x - self.loc, lower=True)
+        # A product, not a solve: under vmap over x the inverse is taken once.
+        eye = jnp.eye(x.size, dtype=self.scale_tril.dtype)
+        inverse = jax.scipy.linalg.solve_triangular(self.scale_tril, eye, lower=True)
+        u = inverse @ (x - self.loc)
         log_det = jnp.sum(jnp.log(jnp.diagonal(self.scale_tril)))
         return -0.5 * jnp.sum(u**2) - log_det - 0.5 * x.size * LOG_2PI
 
