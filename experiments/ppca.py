@@ -274,8 +274,16 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
             "amortised VI": by_vi(knobs, data.train),
             "factor analysis": by_em(knobs, data.train, "diagonal"),
         }
-        result = table(knobs, fits, data)
-        best = result["closed form"]["train_log_px"]
+        result = {
+            "dataset": knobs.dataset,
+            "pixels": "(pixel + u) / 256, u ~ U[0, 1) drawn once",
+            "num_train": len(data.train),
+            "num_test": len(data.test),
+            "seed": knobs.seed,
+            "latents": knobs.latents,
+            "ways": table(knobs, fits, data),
+        }
+        best = result["ways"]["closed form"]["train_log_px"]
         for file, figure in pictures(knobs, fits, data, best).items():
             figure.savefig(run_dir / file)
         runs.write_json(run_dir / "result.json", result)
@@ -287,13 +295,13 @@ def show(result: dict[str, Any], run_dir: Path) -> None:
         "log p(x), nats per image on [0, 1]; gap: nats below the closed form, on test"
     )
     print(f"{'':16}{'train':>9}{'test':>9}{'+-':>6}{'gap':>11}{'+-':>8}{'seconds':>9}")
-    for name, row in result.items():
+    for name, row in result["ways"].items():
         print(
             f"{name:16}{row['train_log_px']:9.2f}{row['test_log_px']:9.2f}"
             f"{row['test_stderr']:6.2f}{row['test_gap']:11.3f}"
             f"{row['test_gap_stderr']:8.3f}{row['seconds']:9.1f}"
         )
-    vi = result["amortised VI"]
+    vi = result["ways"]["amortised VI"]
     print(
         f"ELBO of amortised VI on test {vi['test_elbo']:.2f} = log p(x) - "
         f"KL(q || p(z | x)), which is {vi['variational_gap']:.4f}\n{run_dir}"

@@ -22,3 +22,8 @@ def data_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tfds")
     prepared.prepare("mnist", data_dir=folder)
     return folder
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """The longest file first, so that no worker is left alone with it at the end."""
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
