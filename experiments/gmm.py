@@ -180,35 +180,34 @@ def history_figure(ways: dict[str, Way]) -> Figure:
 
 
 def run(knobs: Knobs, folder: Path) -> dict:
+    # Wrong knobs are an error before a run folder exists.
+    gaussian_mixture(knobs.components, covariance=knobs.covariance)
     data = principal_components(knobs)
-    runs.claim(folder, "gmm", knobs)
-    with runs.exclusive(folder):
-        if (folder / "result.json").exists():
-            print(f"{folder} is finished already; its result:", file=sys.stderr)
-            return runs.read_json(folder / "result.json")
-        runs.record_start(folder, knobs)
-        single, _ = by_em(knobs, data.train, 1, 1)
-        best, start = by_em(knobs, data.train, knobs.components, knobs.restarts)
-        ways = {
-            "EM": best,
-            "variational EM": by_variational_em(knobs, data.train, start),
-            "gradient ascent": by_gradient(knobs, data.train, start),
-        }
-        component_figure(best.params, knobs, data).savefig(folder / "components.png")
-        history_figure(ways).savefig(folder / "history.png")
-        ways = {"one Gaussian": single, **ways}
-        result = {
-            "dataset": knobs.dataset,
-            "num_train": len(data.train),
-            "num_test": len(data.test),
-            "seed": knobs.seed,
-            "components": knobs.components,
-            "dimensions": knobs.dimensions,
-            "covariance": knobs.covariance,
-            "ways": {n: score(w, data, knobs.covariance) for n, w in ways.items()},
-        }
-        runs.write_json(folder / "result.json", result)
-    return result
+    return runs.once(folder, "gmm", knobs, lambda: compare(knobs, data, folder))
+
+
+def compare(knobs: Knobs, data: Data, folder: Path) -> dict:
+    """Fit in every way and draw; what result.json holds."""
+    single, _ = by_em(knobs, data.train, 1, 1)
+    best, start = by_em(knobs, data.train, knobs.components, knobs.restarts)
+    ways = {
+        "EM": best,
+        "variational EM": by_variational_em(knobs, data.train, start),
+        "gradient ascent": by_gradient(knobs, data.train, start),
+    }
+    component_figure(best.params, knobs, data).savefig(folder / "components.png")
+    history_figure(ways).savefig(folder / "history.png")
+    ways = {"one Gaussian": single, **ways}
+    return {
+        "dataset": knobs.dataset,
+        "num_train": len(data.train),
+        "num_test": len(data.test),
+        "seed": knobs.seed,
+        "components": knobs.components,
+        "dimensions": knobs.dimensions,
+        "covariance": knobs.covariance,
+        "ways": {n: score(w, data, knobs.covariance) for n, w in ways.items()},
+    }
 
 
 def table(result: dict) -> str:

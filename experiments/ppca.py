@@ -261,32 +261,31 @@ def convergence(fits: dict[str, Fitted], best: float) -> Figure:
 
 def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     """Fit, compare and draw into `run_dir`; a finished folder is left as it is."""
-    runs.claim(run_dir, "ppca", knobs)
-    with runs.exclusive(run_dir):
-        if (run_dir / "result.json").exists():
-            print(f"{run_dir} is finished already; its result:", file=sys.stderr)
-            return runs.read_json(run_dir / "result.json")
-        runs.record_start(run_dir, knobs)
-        data = load(knobs)
-        fits = {
-            "closed form": closed_form(knobs, data.train),
-            "EM": by_em(knobs, data.train, "isotropic"),
-            "amortised VI": by_vi(knobs, data.train),
-            "factor analysis": by_em(knobs, data.train, "diagonal"),
-        }
-        result = {
-            "dataset": knobs.dataset,
-            "pixels": "(pixel + u) / 256, u ~ U[0, 1) drawn once",
-            "num_train": len(data.train),
-            "num_test": len(data.test),
-            "seed": knobs.seed,
-            "latents": knobs.latents,
-            "ways": table(knobs, fits, data),
-        }
-        best = result["ways"]["closed form"]["train_log_px"]
-        for file, figure in pictures(knobs, fits, data, best).items():
-            figure.savefig(run_dir / file)
-        runs.write_json(run_dir / "result.json", result)
+    linear_gaussian(knobs.latents)  # wrong knobs are an error before there is a folder
+    return runs.once(run_dir, "ppca", knobs, lambda: compare(knobs, run_dir))
+
+
+def compare(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
+    """Fit in every way and draw; what result.json holds."""
+    data = load(knobs)
+    fits = {
+        "closed form": closed_form(knobs, data.train),
+        "EM": by_em(knobs, data.train, "isotropic"),
+        "amortised VI": by_vi(knobs, data.train),
+        "factor analysis": by_em(knobs, data.train, "diagonal"),
+    }
+    result = {
+        "dataset": knobs.dataset,
+        "pixels": "(pixel + u) / 256, u ~ U[0, 1) drawn once",
+        "num_train": len(data.train),
+        "num_test": len(data.test),
+        "seed": knobs.seed,
+        "latents": knobs.latents,
+        "ways": table(knobs, fits, data),
+    }
+    best = result["ways"]["closed form"]["train_log_px"]
+    for file, figure in pictures(knobs, fits, data, best).items():
+        figure.savefig(run_dir / file)
     return result
 
 

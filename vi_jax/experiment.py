@@ -75,29 +75,28 @@ def run(experiment: Experiment, run_dir: Path, *, name: str, knobs) -> dict[str,
     """
     run_dir = Path(run_dir)
     state = initial_state(experiment)
-    runs.claim(run_dir, name, knobs)
-    with runs.exclusive(run_dir):
-        if (run_dir / "result.json").exists():
-            print(f"{run_dir} is finished already; its result:", file=sys.stderr)
-            return runs.read_json(run_dir / "result.json")
-        runs.record_start(run_dir, knobs)
-        checkpoints = open_checkpoints(run_dir / "checkpoints")
-        state = _train(experiment, state, run_dir, checkpoints)
-        params = averaged_params(state)
-        result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
-        records = runs.read_metrics(run_dir)
-        for file, figure in _pictures(experiment, params, records).items():
-            figure.savefig(run_dir / file)
-        result |= {
-            "train_seconds": round(records[-1]["seconds"], 1),
-            "steps": int(state.step),
-            "skipped_steps": sum(r["skipped"] for r in records),
-            "checkpoint": "last",
-            "seed": experiment.seed,
-            **experiment.about,
-        }
-        runs.write_json(run_dir / "result.json", result)
-    return result
+    work = lambda: _train_and_evaluate(experiment, state, run_dir)
+    return runs.once(run_dir, name, knobs, work)
+
+
+def _train_and_evaluate(
+    experiment: Experiment, state: TrainState, run_dir: Path
+) -> dict[str, Any]:
+    checkpoints = open_checkpoints(run_dir / "checkpoints")
+    state = _train(experiment, state, run_dir, checkpoints)
+    params = averaged_params(state)
+    result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
+    records = runs.read_metrics(run_dir)
+    for file, figure in _pictures(experiment, params, records).items():
+        figure.savefig(run_dir / file)
+    return result | {
+        "train_seconds": round(records[-1]["seconds"], 1),
+        "steps": int(state.step),
+        "skipped_steps": sum(r["skipped"] for r in records),
+        "checkpoint": "last",
+        "seed": experiment.seed,
+        **experiment.about,
+    }
 
 
 def _train(

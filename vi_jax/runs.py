@@ -11,7 +11,7 @@ import subprocess
 import sys
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -45,6 +45,25 @@ def claim(folder: Path, experiment: str, knobs) -> None:
         _require_same(folder, read_json(path), json.loads(json.dumps(asked)))
     else:
         write_json(path, asked)
+
+
+def once(folder: Path, experiment: str, knobs, work: Callable[[], dict]) -> dict:
+    """The result of `work()` as the run of these knobs, stored in result.json.
+
+    A finished folder is left as it is, and its result returned. Raises as `claim` and
+    `exclusive` do.
+    """
+    folder = Path(folder)
+    claim(folder, experiment, knobs)
+    with exclusive(folder):
+        path = folder / "result.json"
+        if path.exists():
+            print(f"{folder} is finished already; its result:", file=sys.stderr)
+            return read_json(path)
+        record_start(folder, knobs)
+        result = work()
+        write_json(path, result)
+    return result
 
 
 def _require_same(folder: Path, old: dict, new: dict) -> None:
