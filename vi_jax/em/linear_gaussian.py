@@ -94,8 +94,7 @@ def fit_linear_gaussian(
     """Fit p(x) to x [n, D] by EM from random weights: factor analysis, or pPCA by EM.
 
     Compiled; log p(x) never falls but for rounding, which ends it 0.001 nats early on
-    MNIST in float32. x is data,
-    not to be traced.
+    MNIST in float32. x is data, not to be traced.
     Raises ValueError as `moments`, `check_latents` and `linear_gaussian_steps` do; for
     diagonal noise also where a column is constant, at the start, or where its noise has
     reached the floor, at the end (a Heywood case), naming it. To have those parameters
