@@ -31,6 +31,8 @@ from vi_jax import (
 from vi_jax.data import batches
 from vi_jax.data.images import image_data
 from vi_jax.experiment import Experiment
+from vi_jax.model import Model
+from vi_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Knobs:
 
     k: int = 50
     """Importance samples of z per image."""
+    first_k: int = 0
+    """Importance samples per image in the first epochs, for less work; 0 for k."""
+    first_epochs: float = 0.0
+    """Epochs with first_k; the others are with k."""
+    layers: Literal[1, 2] = 1
+    """Stochastic layers: z of 50, or 100 below 50."""
     bound: Literal["elbo", "iwae", "renyi"] = "iwae"
     """The bound on log p(x) that is raised."""
     alpha: float = 0.5
@@ -48,13 +56,15 @@ class Knobs:
     beta: float = 1.0
     """Weight of the KL term."""
     latents: int = 50
-    """Dimension of z."""
+    """Dimension of z, the upper one of two."""
     epochs: float = 200.0
     """Passes over the training images."""
     batch_size: int = 50
     """Images per step."""
+    optimizer: Literal["adam", "soap"] = "adam"
+    """`soap` needs far fewer steps, of large batches or many samples."""
     learning_rate: float = 2e-3
-    """Adam's step size at the start; it falls to 0 along a cosine."""
+    """The step size at its highest; it falls to 0 along a cosine."""
     clip_norm: float = 0.0
     """Bound on the norm of the gradient; 0 for none."""
     ema: float = 0.0
@@ -88,31 +98,29 @@ def build(knobs: Knobs) -> Experiment:
         batches.steps_per_run, data.num_train, batch_size=knobs.batch_size
     )
     num_steps = steps(epochs=knobs.epochs)
-    bias = likelihoods.bias_from_mean(data.mean)
-    model = models.vae(
-        priors.standard_normal(knobs.latents),
-        posteriors.normal(networks.mlp([200, 200], 2 * knobs.latents)),
-        likelihoods.bernoulli(
-            networks.mlp([200, 200], data.mean.size, output_bias=bias)
-        ),
-    )
+    model = _model(knobs, data.mean)
     bound = {
         "elbo": bounds.elbo,
         "iwae": bounds.iwae,
         "renyi": functools.partial(bounds.renyi, alpha=knobs.alpha),
     }[knobs.bound]
-    loss = objectives.batch_loss(
+    loss = lambda k: objectives.batch_loss(
         model,
         preprocess=data.preprocess,
         bound=bound,
         estimator=getattr(estimators, knobs.estimator),
-        num_samples=knobs.k,
+        num_samples=k,
         beta=schedules.constant(knobs.beta),
     )
+    if (knobs.first_k > 0) != (knobs.first_epochs > 0):
+        raise ValueError("first_k and first_epochs go together: set both, or neither")
+    if knobs.first_epochs > knobs.epochs:
+        raise ValueError("first_epochs are some of the epochs: no more than these")
+    optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]
     return Experiment(
         model,
-        loss,
-        training.adam(
+        loss(knobs.k),
+        optimizer(
             knobs.learning_rate,
             num_steps=num_steps,
             clip_norm=knobs.clip_norm,
@@ -133,8 +141,29 @@ def build(knobs: Knobs) -> Experiment:
             "estimator": knobs.estimator,
             "k": knobs.k,
             "beta": knobs.beta,
+            "layers": knobs.layers,
         },
+        earlier=((loss(knobs.first_k), steps(epochs=knobs.first_epochs)),)
+        if knobs.first_k
+        else (),
     )
+
+
+def _model(knobs: Knobs, mean: Array) -> Model:
+    gaussian = lambda hidden, latents: posteriors.normal(
+        networks.mlp([hidden, hidden], 2 * latents)
+    )
+    pixels = likelihoods.bernoulli(
+        networks.mlp(
+            [200, 200], mean.size, output_bias=likelihoods.bias_from_mean(mean)
+        )
+    )
+    prior = priors.standard_normal(knobs.latents)
+    if knobs.layers == 1:
+        return models.vae(prior, gaussian(200, knobs.latents), pixels)
+    lower = 2 * knobs.latents
+    down, up = [gaussian(100, lower)], [gaussian(100, knobs.latents)]
+    return models.hierarchical_vae(prior, down, gaussian(200, lower), up, pixels)
 
 
 if __name__ == "__main__":

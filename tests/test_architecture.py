@@ -21,7 +21,16 @@ EVERYTHING = {
     *PARTS,
     *("models", "objectives", "evaluation", "training", "checkpoints"),
     *("em", "maximum_likelihood"),
-    *("data", "plots", "runs", "experiment", "commands", "networks", "key_functions"),
+    *(
+        "soap",
+        "data",
+        "plots",
+        "runs",
+        "experiment",
+        "commands",
+        "networks",
+        "key_functions",
+    ),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -43,7 +52,8 @@ MAY_IMPORT = {
     "evaluation": PARTS | {"models"},
     "maximum_likelihood": MATHS,
     "em": CORE | {"models", "maximum_likelihood"},
-    "training": TOOLS,
+    "soap": TOOLS,
+    "training": TOOLS | {"soap"},
     "checkpoints": TOOLS | {"training"},
     "data": TOOLS,
     "plots": TOOLS,
@@ -60,7 +70,7 @@ OWNERS = {
     "tensorflow_datasets": {"data"},
     "matplotlib": {"plots", "experiment"},  # experiment names the type Figure
     "tensorboardX": {"runs"},
-    "optax": {"training", "experiment"},
+    "optax": {"soap", "training", "experiment"},
     "tyro": {"experiment", "commands"},
 }
 

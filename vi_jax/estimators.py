@@ -25,7 +25,7 @@ from jax.lax import stop_gradient
 from vi_jax import bounds
 from vi_jax.bounds import Bound
 from vi_jax.distributions import Distribution, StraightThroughBernoulli
-from vi_jax.math import with_gradient_of
+from vi_jax.math import scale_gradient, with_gradient_of
 from vi_jax.model import TermsFn, log_weight
 from vi_jax.quadrature import nodes
 from vi_jax.types import Array, Latents, Params
@@ -118,14 +118,14 @@ def dreg(
         # f' is constant and f'' is 0: the two passes below are one.
         return stl(bound, terms, params, q, z, beta=beta)
     log_w = _log_weights(terms, beta)
-    value = log_w(params, q, z)
-    at = stop_gradient(value)
+    at = stop_gradient(log_w(params, q, z))
     first, second = jax.grad(bound)(at), jnp.diagonal(jax.hessian(bound)(at))
-    along_params = log_w(params, stop_gradient(q), stop_gradient(z))
-    along_path = log_w(stop_gradient(params), stop_gradient(q), z)
-    surrogate = jnp.vdot(first, along_params)
-    surrogate += jnp.vdot(first - beta * second, along_path)
-    return with_gradient_of(bound(value), surrogate)
+    # One pass back: what it brings to z_i carries f'_i, and is rescaled there. Where
+    # f'_i is 0, as for a weight that underflows, nothing comes.
+    ratio = (first - beta * second) / jnp.where(first == 0, 1.0, first)
+    z = jax.vmap(lambda z, r: jax.tree.map(lambda a: scale_gradient(a, r), z))(z, ratio)
+    surrogate = jnp.vdot(first, log_w(params, stop_gradient(q), z))
+    return with_gradient_of(bound(at), surrogate)
 
 
 def _log_q(q: Distribution, z: Latents) -> Array:

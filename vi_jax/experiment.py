@@ -6,7 +6,7 @@ An experiment is a frozen dataclass of knobs and a function from it to an `Exper
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from vi_jax.data.images import ImageData
 from vi_jax.evaluation import LogLikelihood, active_units, log_likelihood
 from vi_jax.model import Model
 from vi_jax.training import TrainState, averaged_params, fit, init_state
-from vi_jax.types import Array, LossFn, Params
+from vi_jax.types import Array, LossFn, Metrics, Params
 
 EVALUATION_SEED = 123
 VALID_SAMPLES = 100
@@ -43,6 +43,7 @@ class Experiment(NamedTuple):
     checkpoint_steps: int  # steps from one checkpoint to the next
     num_eval_samples: int
     about: dict[str, Any]  # repeated in result.json
+    earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
 
 
 def initial_state(experiment: Experiment) -> TrainState:
@@ -114,16 +115,7 @@ def _train(
         runs.metrics_log(run_dir, step) as log,
         _progress(last, "step", initial=step) as bar,
     ):
-        steps = fit(
-            experiment.loss,
-            experiment.optimizer,
-            state,
-            experiment.data.train,
-            seed=experiment.seed,
-            num_steps=last,
-            scan_steps=experiment.scan_steps,
-        )
-        for state, metrics in steps:
+        for state, metrics in _steps(experiment, state):
             step, previous = int(state.step), step
             due = step // every > previous // every or step == last
             if due:
@@ -136,6 +128,23 @@ def _train(
             bar.update(step - previous)
             bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
     return state
+
+
+def _steps(
+    experiment: Experiment, state: TrainState
+) -> Iterator[tuple[TrainState, Metrics]]:
+    """`fit`, through the stages of the experiment."""
+    for loss, last in (*experiment.earlier, (experiment.loss, experiment.num_steps)):
+        for state, metrics in fit(
+            loss,
+            experiment.optimizer,
+            state,
+            experiment.data.train,
+            seed=experiment.seed,
+            num_steps=last,
+            scan_steps=experiment.scan_steps,
+        ):
+            yield state, metrics
 
 
 def _progress(total: int, unit: str, **options) -> tqdm:
@@ -201,6 +210,7 @@ def evaluate(
         )
     posterior_mean = lambda x: experiment.model.posterior(params, x).mean()
     means = jax.lax.map(posterior_mean, jnp.asarray(x) / 255.0, batch_size=1000)
+    active = [int(active_units(m).sum()) for m in jax.tree.leaves(means)]
     n = len(x)
     stderr = np.std(found.log_px, ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return {
@@ -212,7 +222,8 @@ def evaluate(
         "rate": float(np.mean(found.rate)),
         "distortion": float(np.mean(found.distortion)),
         "ess": float(np.mean(found.ess)),
-        "active_units": int(active_units(means).sum()),
+        "active_units": sum(active),
+        "active_units_per_layer": active,
         "eval_seconds": round(time.perf_counter() - start, 1),
         "split": "test",
         "num_test": n,

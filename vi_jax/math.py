@@ -12,6 +12,19 @@ def log_mean_exp(a: Array, axis: int = -1) -> Array:
     return jax.nn.logsumexp(a, axis=axis) - jnp.log(a.shape[axis])
 
 
+@jax.custom_jvp
+def scale_gradient(x: Array, factor: Array) -> Array:
+    """x, whose derivative is multiplied by `factor`, of a shape that broadcasts."""
+    del factor
+    return x
+
+
+@scale_gradient.defjvp
+def _scale_gradient_jvp(primals, tangents):
+    (x, factor), (dx, _) = primals, tangents
+    return x, factor * dx
+
+
 def with_gradient_of(value: Array, surrogate: Array) -> Array:
     """A number that equals `value` exactly and differentiates as `surrogate`."""
     # The parentheses keep the value exact: surrogate - surrogate is 0.

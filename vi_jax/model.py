@@ -151,5 +151,6 @@ def interpolate(
     reconstructions, from the posterior mean, of x_a and x_b.
     """
     z_a, z_b = infer(model, params, x_a).mean(), infer(model, params, x_b).mean()
-    decode = lambda t: model.likelihood(params, path(z_a, z_b, t)).mean()
+    between = lambda t: jax.tree.map(lambda a, b: path(a, b, t), z_a, z_b)
+    decode = lambda t: model.likelihood(params, between(t)).mean()
     return jax.vmap(decode)(jnp.linspace(0.0, 1.0, num_points))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vi_jax.soap import scale_by_soap
 from vi_jax.types import Array, Batch, LossFn, Metrics, Params
 
 
@@ -50,12 +51,42 @@ def adam(
     Raises ValueError where a number is out of its range.
     Ref: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2017, arXiv:1608.03983.
     """
+    return _scheduled(optax.scale_by_adam(), learning_rate, num_steps, clip_norm, ema)
+
+
+def soap(
+    learning_rate: float, *, num_steps: int, clip_norm: float = 0.0, ema: float = 0.0
+) -> optax.GradientTransformation:
+    """`scale_by_soap` with the step size, and the options, of `adam`.
+
+    The step size also rises along a line over the first 50th of the steps, while the
+    first bases are rough. Raises ValueError where a number is out of its range.
+    Ref: Vyas et al. 2025, arXiv:2409.11321.
+    """
+    return _scheduled(
+        scale_by_soap(), learning_rate, num_steps, clip_norm, ema, num_steps // 50
+    )
+
+
+def _scheduled(
+    direction: optax.GradientTransformation,
+    learning_rate: float,
+    num_steps: int,
+    clip_norm: float,
+    ema: float,
+    rise: int = 0,
+) -> optax.GradientTransformation:
     if not learning_rate > 0 or num_steps < 1 or not clip_norm >= 0:
         raise ValueError(
             "needed: learning_rate > 0, num_steps >= 1 and clip_norm >= 0, got "
             f"{learning_rate}, {num_steps} and {clip_norm}"
         )
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
+    if rise:
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, learning_rate, rise, num_steps
+        )
+    optimizer = optax.chain(direction, optax.scale_by_learning_rate(schedule))
     if clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     return averaging(optimizer, ema) if ema else optimizer

@@ -1,6 +1,10 @@
 """Builders of `Model` and `ExactModel` records."""
 
 from vi_jax.models.gaussian_mixture import gaussian_mixture as gaussian_mixture
+from vi_jax.models.hierarchical import (
+    Chain as Chain,
+    hierarchical_vae as hierarchical_vae,
+)
 from vi_jax.models.linear_gaussian import linear_gaussian as linear_gaussian
 from vi_jax.models.sigmoid_belief_network import (
     sigmoid_belief_network as sigmoid_belief_network,

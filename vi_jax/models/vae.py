@@ -1,9 +1,10 @@
 """The variational autoencoder: a prior, a posterior and a likelihood."""
 
 import jax
+import jax.numpy as jnp
 
 from vi_jax.model import Model
-from vi_jax.types import Array, Component, Key, Params
+from vi_jax.types import Array, Component, Key, Latents, Params
 
 
 def vae(prior: Component, posterior: Component, likelihood: Component) -> Model:
@@ -33,8 +34,7 @@ def vae(prior: Component, posterior: Component, likelihood: Component) -> Model:
     )
 
 
-def _check_fit(name: str, got: Array, what: str, expected: Array) -> None:
-    if got.shape != expected.shape:
-        raise ValueError(
-            f"the {name} has shape {got.shape} and the {what} {expected.shape}"
-        )
+def _check_fit(name: str, got: Latents, what: str, expected: Latents) -> None:
+    got, expected = (jax.tree.map(jnp.shape, a) for a in (got, expected))
+    if got != expected:
+        raise ValueError(f"the {name} has shape {got} and the {what} {expected}")

@@ -1,0 +1,124 @@
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner, for few and large steps."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vi_jax.types import Array, Params
+
+
+class _Matrix(NamedTuple):
+    """What is kept of one parameter; a side too long to rotate has None."""
+
+    mean: Array  # of the gradient, in the present basis
+    square: Array  # of its entries squared, in the present basis
+    second: tuple[Array | None, Array | None]  # means of G G^T and G^T G
+    basis: tuple[Array | None, Array | None]  # orthonormal columns
+
+
+class SoapState(NamedTuple):
+    """The steps done, and a `_Matrix` per parameter in the order of its leaves."""
+
+    count: Array  # int32 []
+    parameters: tuple[_Matrix, ...]
+
+
+def scale_by_soap(
+    b1: float = 0.9,
+    b2: float = 0.95,
+    *,
+    refresh: int = 20,
+    max_side: int = 256,
+    eps: float = 1e-8,
+) -> optax.GradientTransformation:
+    """Adam's direction, taken in a basis in which the gradients are nearly independent.
+
+    For a gradient G [m, n], with U and V the eigenvectors of the moving averages of
+    G G^T and G^T G: G' = U^T G V, m <- b1 m + (1 - b1) G', v <- b2 v + (1 - b2) G'^2,
+    direction U (m / (sqrt(v) + eps)) V^T, with Adam's corrections of the first steps.
+    U and V follow by one step of orthogonal iteration every `refresh` steps. A side
+    longer than `max_side`, and a parameter that is no matrix, is not rotated: without
+    any rotation this is Adam.
+    Raises ValueError where a decay is outside [0, 1) or a count below 1.
+    Ref: Vyas et al. 2025, arXiv:2409.11321.
+    """
+    if not 0 <= b1 < 1 or not 0 <= b2 < 1 or refresh < 1 or max_side < 1:
+        raise ValueError(
+            "needed: 0 <= b1, b2 < 1, refresh >= 1 and max_side >= 1, got "
+            f"{b1}, {b2}, {refresh} and {max_side}"
+        )
+
+    def start(p: Array) -> _Matrix:
+        rotated = [d if p.ndim == 2 and d <= max_side else None for d in p.shape]
+        rotated = rotated if p.ndim == 2 else [None, None]
+        square = lambda make: tuple(d if d is None else make(d) for d in rotated)
+        zeros = jnp.zeros_like(p)
+        second = square(lambda d: jnp.zeros((d, d), p.dtype))
+        basis = square(lambda d: jnp.eye(d, dtype=p.dtype))
+        return _Matrix(zeros, zeros, second, basis)
+
+    def init(params: Params) -> SoapState:
+        leaves = jax.tree.leaves(params)
+        return SoapState(jnp.zeros((), jnp.int32), tuple(start(p) for p in leaves))
+
+    def direction(old: _Matrix, g: Array, count: Array) -> tuple[Array, _Matrix]:
+        second = _decay(old.second, (_left(g), _right(g)), b2)
+        old = jax.lax.cond(
+            (count == 1) | (count % refresh == 0), _turn, lambda m, _: m, old, second
+        )
+        rotated = _rotate(g, old.basis)
+        mean = b1 * old.mean + (1 - b1) * rotated
+        square = b2 * old.square + (1 - b2) * rotated**2
+        step = mean / (1 - b1**count) / (jnp.sqrt(square / (1 - b2**count)) + eps)
+        back = tuple(None if q is None else q.T for q in old.basis)
+        return _rotate(step, back), _Matrix(mean, square, second, old.basis)
+
+    def update(grads: Params, state: SoapState, params: Params | None = None):
+        del params
+        leaves, treedef = jax.tree.flatten(grads)
+        count = state.count + 1
+        pairs = [
+            direction(m, g, count)
+            for m, g in zip(state.parameters, leaves, strict=True)
+        ]
+        steps, parameters = zip(*pairs, strict=True)
+        return jax.tree.unflatten(treedef, steps), SoapState(count, parameters)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _left(g: Array):
+    return lambda: g @ g.T
+
+
+def _right(g: Array):
+    return lambda: g.T @ g
+
+
+def _decay(old, new, decay: float):
+    """The moving averages of the sides that have one."""
+    return tuple(
+        None if a is None else decay * a + (1 - decay) * b()
+        for a, b in zip(old, new, strict=True)
+    )
+
+
+def _rotate(g: Array, basis) -> Array:
+    """U^T g V."""
+    left, right = basis
+    g = g if left is None else left.T @ g
+    return g if right is None else g @ right
+
+
+def _turn(old: _Matrix, second) -> _Matrix:
+    """One orthogonal iteration, the mean carried from the old basis to the new one."""
+    basis = tuple(
+        None if a is None else jnp.linalg.qr(a @ q)[0]
+        for a, q in zip(second, old.basis, strict=True)
+    )
+    between = tuple(
+        None if a is None else a.T @ b for a, b in zip(old.basis, basis, strict=True)
+    )
+    return _Matrix(_rotate(old.mean, between), old.square, second, basis)
