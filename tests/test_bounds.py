@@ -234,3 +234,80 @@ def test_tvo_with_an_impossible_sample():
     """It drags the mean at beta = 0 down, as it does the ELBO, and is no nan."""
     log_w = jnp.array([-jnp.inf, 1.0, 2.0])
     assert bounds.tvo(log_w, betas=(0.0, 0.5, 1.0)) == -jnp.inf
+
+
+# p(z | x) = N(0, 1) and q = N(0.4, 1.3^2), with log p(x) = -7: every constant is known.
+LOG_PX, LOC, SCALE = -7.0, 0.4, 1.3
+# E_q[(w / p(x))^2], so that the variance of w / p(x) is CHI2 - 1.
+CHI2 = SCALE**2 / (2 * SCALE**2 - 1) ** 0.5 * np.exp(LOC**2 / (2 * SCALE**2 - 1))
+
+
+@functools.cache
+def gaussian_log_weights(num: int, k: int, loc=LOC, scale=SCALE) -> jax.Array:
+    """[num, k], drawn by numpy."""
+    z = np.random.default_rng(5).normal(loc, scale, (num, k))
+    log_q = -0.5 * ((z - loc) / scale) ** 2 - np.log(scale)
+    return LOG_PX - 0.5 * z**2 - log_q
+
+
+def means_of(bound, log_w) -> np.ndarray:
+    with jax.enable_x64(True):
+        return np.asarray(jax.jit(jax.vmap(bound))(jnp.array(log_w)))
+
+
+def test_the_hierarchy_of_bounds_in_expectation():
+    """Each step up by more than 4 standard errors, of differences on the same draws."""
+    log_w = gaussian_log_weights(40_000, 8)
+    rising = [
+        means_of(bound, log_w)
+        for bound in (
+            bounds.elbo,
+            functools.partial(bounds.tvo, betas=(0.0, 0.5, 1.0)),
+            functools.partial(bounds.miwae, groups=2),
+            bounds.iwae,
+        )
+    ]
+    rising += [np.full(len(log_w), LOG_PX), np.full(len(log_w), chi_bound())]
+    for lower, higher in zip(rising[:-2], rising[1:-1], strict=True):
+        assert z_scores(higher - lower) > 4
+    assert chi_bound() > LOG_PX
+    half = means_of(functools.partial(bounds.ciwae, mix=0.5), log_w)
+    assert z_scores(half - rising[0]) > 4 and z_scores(rising[3] - half) > 4
+
+
+def chi_bound() -> float:
+    """log E[w^2] / 2, in closed form: the limit of `cubo`."""
+    return LOG_PX + 0.5 * np.log(CHI2)
+
+
+def test_the_iwae_gap_closes_as_half_the_variance_of_the_weights_over_k():
+    """k (log p(x) - E iwae_k) -> Var[w / p(x)] / 2 (arXiv:1808.09034), |z| < 4.
+
+    w - log w - 1, whose mean is the gap, has little noise: E[w] = 1.
+    """
+    weights = np.exp(gaussian_log_weights(40_000, 512) - LOG_PX)
+    log_slope = []
+    for k in (8, 32, 128, 512):
+        iwae = means_of(bounds.iwae, gaussian_log_weights(40_000, 512)[:, :k]) - LOG_PX
+        gap = weights[:, :k].mean(1) - 1 - iwae
+        # The next term of the expansion is of order 1 / k^2.
+        limit = (CHI2 - 1) / 2 / k
+        error = gap.std() / len(gap) ** 0.5
+        assert abs(gap.mean() - limit) < 4 * error + 2 * limit / k
+        log_slope.append(np.log(gap.mean()))
+    slope = np.polyfit(np.log([8, 32, 128, 512]), log_slope, 1)[0]
+    np.testing.assert_allclose(slope, -1.0, atol=0.03)
+
+
+def test_the_sampled_chi_bound_is_low_and_falls_below_log_px_at_small_k():
+    """Its limit is above log p(x); at k = 1 it is the ELBO, and it rises with k."""
+    log_w = gaussian_log_weights(40_000, 512)
+    by_k = [means_of(bounds.cubo, log_w[:, :k]) for k in (1, 2, 8, 64, 512)]
+    for lower, higher in zip(by_k[:-1], by_k[1:], strict=True):
+        assert z_scores(higher - lower) > 4
+    # From too narrow a posterior, an "upper bound" that is below log p(x).
+    narrow = gaussian_log_weights(40_000, 2, scale=0.75)
+    assert z_scores(means_of(bounds.cubo, narrow) - LOG_PX) < -4
+    assert z_scores(by_k[-1] - LOG_PX) > 4
+    assert z_scores(by_k[-1] - chi_bound()) < 0
+    np.testing.assert_allclose(by_k[-1].mean(), chi_bound(), atol=0.01)

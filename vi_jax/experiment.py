@@ -6,6 +6,7 @@ An experiment is a frozen dataclass of knobs and a function from it to an `Exper
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from vi_jax.checkpoints import Checkpoints, open_checkpoints
 from vi_jax.data.batches import padded
 from vi_jax.data.images import ImageData
 from vi_jax.evaluation import LogLikelihood, active_units, log_likelihood
+from vi_jax.evaluation.psis import RELIABLE_PARETO_K
 from vi_jax.model import Model
 from vi_jax.training import TrainState, averaged_params, fit, init_state
 from vi_jax.types import Array, LossFn, Metrics, Params
@@ -115,7 +117,8 @@ def _train(
         runs.metrics_log(run_dir, step) as log,
         _progress(last, "step", initial=step) as bar,
     ):
-        for state, metrics in _steps(experiment, state):
+        for new, metrics in _steps(experiment, state):
+            state = new
             step, previous = int(state.step), step
             due = step // every > previous // every or step == last
             if due:
@@ -135,7 +138,7 @@ def _steps(
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """`fit`, through the stages of the experiment."""
     for loss, last in (*experiment.earlier, (experiment.loss, experiment.num_steps)):
-        for state, metrics in fit(
+        steps = fit(
             loss,
             experiment.optimizer,
             state,
@@ -143,8 +146,10 @@ def _steps(
             seed=experiment.seed,
             num_steps=last,
             scan_steps=experiment.scan_steps,
-        ):
-            yield state, metrics
+        )
+        for new, metrics in steps:
+            yield new, metrics
+            state = new
 
 
 def _progress(total: int, unit: str, **options) -> tqdm:
@@ -202,6 +207,7 @@ def evaluate(
     x = experiment.data.test
     evaluator = make_evaluator(experiment.model, num_samples=num_samples, progress=True)
     found = evaluator(params, x)
+    _warn_of_heavy_tails(found.khat)
     bad = ~np.isfinite(found.log_px)
     if bad.any():
         raise FloatingPointError(
@@ -222,12 +228,25 @@ def evaluate(
         "rate": float(np.mean(found.rate)),
         "distortion": float(np.mean(found.distortion)),
         "ess": float(np.mean(found.ess)),
+        "khat_above_0.7": int(np.sum(found.khat > RELIABLE_PARETO_K)),
         "active_units": sum(active),
         "active_units_per_layer": active,
         "eval_seconds": round(time.perf_counter() - start, 1),
         "split": "test",
         "num_test": n,
     }
+
+
+def _warn_of_heavy_tails(khat: np.ndarray) -> None:
+    heavy = np.sum(khat > RELIABLE_PARETO_K)
+    if heavy:
+        warnings.warn(
+            f"the importance weights of {heavy} of {len(khat)} test images have too "
+            f"heavy a tail (Pareto k-hat above {RELIABLE_PARETO_K}): their log p(x) "
+            "is a lower bound in expectation, but may be far below and its standard "
+            "error too small. Use more samples, or `ais`, for these",
+            stacklevel=3,
+        )
 
 
 def _as_images(experiment: Experiment, x: Array) -> np.ndarray:

@@ -1,0 +1,175 @@
+"""Two stochastic layers, on a model whose posterior and p(x) are known in full."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import quick_jit, z_scores
+from scipy import stats
+
+from vi_jax import bounds, estimators, models, objectives
+from vi_jax.distributions import Bernoulli, Normal
+from vi_jax.model import log_weight, sampled_terms
+from vi_jax.models import Chain
+from vi_jax.types import Component
+
+# z_2 ~ N(0, 1), z_1 = 0.8 z_2 + 0.3 + 0.6 e, x = (1.5, -0.7) z_1 + (0.2, 0.1) + 0.5 e.
+A, SHIFT, S1 = 0.8, 0.3, 0.6
+B, OFFSET, S2 = np.array([1.5, -0.7]), np.array([0.2, 0.1]), 0.5
+X = np.array([0.9, -0.4])
+
+
+def linear():
+    """N(w z + b, s^2) with all three as parameters."""
+    apply = lambda p, z: Normal(p["w"] @ z + p["b"], p["s"])
+    return Component(lambda key, z: {}, apply)
+
+
+def model():
+    standard = Component(lambda key, z: {}, lambda p: Normal(jnp.zeros(1), jnp.ones(1)))
+    return models.hierarchical_vae(standard, [linear()], linear(), [linear()], linear())
+
+
+def params(off=0.0):
+    """The exact posterior's where off is 0."""
+    var_1 = A**2 + S1**2
+    precision = 1 / var_1 + B @ B / S2**2
+    first = {
+        "w": B[None] / S2**2 / precision,
+        "b": np.array([(SHIFT / var_1 - B @ OFFSET / S2**2) / precision]),
+        "s": np.array([precision**-0.5]),
+    }
+    up = {
+        "w": np.array([[A / var_1]]) * (1 - off),
+        "b": np.array([-A * SHIFT / var_1]) + off,
+        "s": np.array([S1 / var_1**0.5]),
+    }
+    first["b"] = first["b"] + off
+    down = {"w": np.array([[A]]), "b": np.array([SHIFT]), "s": np.array([S1])}
+    pixels = {"w": B[:, None], "b": OFFSET, "s": np.full(2, S2)}
+    found = {
+        "prior": {"first": {}, "links": (down,)},
+        "posterior": {"first": first, "links": (up,)},
+        "likelihood": pixels,
+    }
+    return jax.tree.map(lambda a: jnp.asarray(a, float), found)
+
+
+def log_px():
+    cov = (A**2 + S1**2) * np.outer(B, B) + S2**2 * np.eye(2)
+    return stats.multivariate_normal(SHIFT * B + OFFSET, cov).logpdf(X)
+
+
+@pytest.mark.parametrize("x64, tolerance", [(False, 1e-5), (True, 1e-10)])
+def test_with_the_exact_posterior_every_weight_is_px(x64, tolerance):
+    with jax.enable_x64(x64):
+        q = model().posterior(params(), jnp.asarray(X, float))
+        z = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), 5))
+        terms = sampled_terms(model(), jnp.asarray(X, float))(params(), q, z)
+        np.testing.assert_allclose(
+            jax.vmap(log_weight)(terms), np.full(5, log_px()), rtol=tolerance
+        )
+
+
+def test_the_density_comes_layer_by_layer_in_one_order():
+    z = (jnp.array([0.4]), jnp.array([-1.1]))
+    prior = model().prior(params()).log_prob(z)
+    expected = [stats.norm(A * -1.1 + SHIFT, S1).logpdf(0.4), stats.norm.logpdf(-1.1)]
+    np.testing.assert_allclose(prior, expected, rtol=1e-5)
+    posterior = params(0.2)["posterior"]
+    first, up = posterior["first"], posterior["links"][0]
+    loc = float(first["w"][0] @ X + first["b"][0])
+    expected = [
+        stats.norm(loc, float(first["s"][0])).logpdf(0.4),
+        stats.norm(float(up["w"][0, 0] * 0.4 + up["b"][0]), float(up["s"][0])).logpdf(
+            -1.1
+        ),
+    ]
+    got = model().posterior(params(0.2), jnp.asarray(X, jnp.float32)).log_prob(z)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_samples_of_the_prior_have_its_moments():
+    """40,000 draws, |z| < 4.5, of means, variances and the covariance of the layers."""
+    draw = quick_jit(jax.vmap(model().prior(params()).sample))
+    z_1, z_2 = (
+        np.asarray(z, np.float64)[:, 0]
+        for z in draw(jax.random.split(jax.random.key(1), 40_000))
+    )
+    for got, expected in (
+        (z_1, SHIFT),
+        (z_2, 0.0),
+        (z_2**2, 1.0),
+        ((z_1 - SHIFT) ** 2, A**2 + S1**2),
+        ((z_1 - SHIFT) * z_2, A),
+    ):
+        assert abs(z_scores(got, expected)) < 4.5
+
+
+def test_the_mean_walks_through_the_means():
+    z_1, z_2 = model().prior(params()).mean()
+    np.testing.assert_allclose([z_1[0], z_2[0]], [SHIFT, 0.0], atol=1e-6)
+
+
+@functools.cache
+def drawn_gradients(estimator, bound):
+    def one(key):
+        value = lambda p: objectives.per_example(
+            model(),
+            p,
+            key,
+            jnp.asarray(X, jnp.float32),
+            bound=bound,
+            estimator=estimator,
+            num_samples=3,
+        )[0]
+        return jax.flatten_util.ravel_pytree(jax.grad(value)(params(0.3)))[0]
+
+    keys = jax.random.split(jax.random.key(2), 40_000)
+    return np.asarray(quick_jit(jax.vmap(one))(keys), np.float64)
+
+
+@pytest.mark.parametrize("bound", [bounds.elbo, bounds.iwae])
+def test_dreg_is_unbiased_through_both_layers(bound):
+    """40,000 paired draws of every parameter's gradient, |z| < 4.5."""
+    difference = drawn_gradients(estimators.dreg, bound) - drawn_gradients(
+        estimators.reparam, bound
+    )
+    # The likelihood's parameters have the same gradient in both, but for rounding.
+    spread = difference.std(0)
+    varies = spread > 1e-4
+    assert varies.sum() >= 5
+    assert np.all(abs(z_scores(difference[:, varies], 0.0)) < 4.5)
+    assert np.all(abs(difference[:, ~varies].mean(0)) < 1e-4)
+
+
+def test_without_links_it_is_a_vae():
+    standard = Component(lambda key, z: {}, lambda p: Normal(jnp.zeros(1), jnp.ones(1)))
+    plain = models.vae(standard, linear(), linear())
+    chain = models.hierarchical_vae(standard, [], linear(), [], linear())
+    p = params(0.3)
+    bare = {**p, "prior": {}, "posterior": p["posterior"]["first"]}
+    wrapped = {
+        **p,
+        "prior": {"first": {}, "links": ()},
+        "posterior": {"first": p["posterior"]["first"], "links": ()},
+    }
+    x, z = jnp.asarray(X, jnp.float32), jnp.array([[0.3], [-0.2]])
+    of_plain = sampled_terms(plain, x)(bare, plain.posterior(bare, x), z)
+    of_chain = sampled_terms(chain, x)(wrapped, chain.posterior(wrapped, x), (z,))
+    weigh = jax.vmap(log_weight)
+    np.testing.assert_allclose(weigh(of_plain), weigh(of_chain), rtol=1e-6)
+
+
+def test_walks_of_other_lengths_are_an_error():
+    with pytest.raises(ValueError, match="1 links down and 0 up"):
+        models.hierarchical_vae(linear(), [linear()], linear(), [], linear())
+
+
+def test_a_chain_with_a_discrete_layer_carries_no_path():
+    first = Normal(jnp.zeros(1), jnp.ones(1))
+    link = lambda p, z: Bernoulli(z)
+    assert Chain(first, (), (), True).pathwise
+    assert not Chain(first, ({},), (link,), True).pathwise
