@@ -19,18 +19,10 @@ CORE = MATHS | {"bounds", "model"}
 PARTS = CORE | {"estimators", "priors", "posteriors", "likelihoods"}
 EVERYTHING = {
     *PARTS,
-    *("models", "objectives", "evaluation", "training", "checkpoints"),
-    *("em", "maximum_likelihood"),
-    *(
-        "soap",
-        "data",
-        "plots",
-        "runs",
-        "experiment",
-        "commands",
-        "networks",
-        "key_functions",
-    ),
+    *("models", "objectives", "evaluation", "soap", "training", "checkpoints"),
+    *("em", "maximum_likelihood", "data", "plots", "runs", "experiment"),
+    *("diagnosis", "commands", "networks", "key_functions"),
+    *("aggressive", "early_stopping"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -54,11 +46,14 @@ MAY_IMPORT = {
     "em": CORE | {"models", "maximum_likelihood"},
     "soap": TOOLS,
     "training": TOOLS | {"soap"},
+    "aggressive": TOOLS,
+    "early_stopping": set(),
     "checkpoints": TOOLS | {"training"},
     "data": TOOLS,
     "plots": TOOLS,
     "runs": TOOLS,
-    "experiment": EVERYTHING - {"experiment", "commands"},
+    "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
+    "diagnosis": EVERYTHING - {"diagnosis", "commands"},
     "commands": EVERYTHING - {"commands"},
     "__init__": EVERYTHING,
 }
@@ -70,7 +65,7 @@ OWNERS = {
     "tensorflow_datasets": {"data"},
     "matplotlib": {"plots", "experiment"},  # experiment names the type Figure
     "tensorboardX": {"runs"},
-    "optax": {"soap", "training", "experiment"},
+    "optax": {"aggressive", "soap", "training", "experiment", "evaluation"},
     "tyro": {"experiment", "commands"},
 }
 

@@ -1,6 +1,7 @@
-"""The command line of an experiment: train, evaluate, sample, interpolate."""
+"""The command line of an experiment: train, evaluate, appraise and draw."""
 
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vi_jax import model as models, runs
+from vi_jax import diagnosis, model as models, runs
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.experiment import (
     Experiment,
@@ -33,7 +34,8 @@ def main(
     """The command line of an experiment; exits with 1 after one clear message.
 
     `python -m experiments.NAME --knob value ...` trains, evaluates and draws;
-    `... evaluate | sample | interpolate --run-dir DIR` work on a run that exists.
+    `... evaluate | anneal | gaps | sample | interpolate --run-dir DIR` work on a run
+    that exists.
     """
     argv = sys.argv[1:] if argv is None else argv
     commands = _commands(name, knobs_class, build)
@@ -63,7 +65,7 @@ def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
     train.__doc__ = f"""{inspect.getdoc(sys.modules[knobs_class.__module__])}
 
 Other commands, on the folder of a run (each has its own --help):
-python -m experiments.{name} evaluate|sample|interpolate --run-dir DIR
+python -m experiments.{name} evaluate|anneal|gaps|sample|interpolate --run-dir DIR
 
 Args:
     run_dir: Folder of the run; the same command again goes on with it.
@@ -97,6 +99,52 @@ Args:
         file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
         runs.write_json(file, result)
         _print_result(result, file)
+
+    def anneal_run(
+        run_dir: Path = default_dir,
+        num_images: int = 100,
+        num_steps: int = 1000,
+        num_chains: int = 16,
+        checkpoint: Which = "last",
+    ) -> None:
+        """Check log p(x) by annealed importance sampling, and that by simulated images.
+
+        Args:
+            run_dir: Folder of the run.
+            num_images: The first of the test images.
+            num_steps: Temperatures between the prior and the posterior.
+            num_chains: Chains per image.
+            checkpoint: The last one, or the best on the validation images.
+        """
+        experiment, params = opened(run_dir, checkpoint)
+        result = diagnosis.annealed(
+            experiment,
+            params,
+            num_images=num_images,
+            num_steps=num_steps,
+            num_chains=num_chains,
+        )
+        _store(run_dir / f"annealed-{checkpoint}-{num_images}.json", result)
+
+    def gaps_run(
+        run_dir: Path = default_dir,
+        num_images: int = 100,
+        num_samples: int = 5000,
+        checkpoint: Which = "last",
+    ) -> None:
+        """Split log p(x) - ELBO into what q's family and what the encoder lacks.
+
+        Args:
+            run_dir: Folder of the run.
+            num_images: The first of the test images.
+            num_samples: Importance samples per image.
+            checkpoint: The last one, or the best on the validation images.
+        """
+        experiment, params = opened(run_dir, checkpoint)
+        result = diagnosis.gaps(
+            experiment, params, num_images=num_images, num_samples=num_samples
+        )
+        _store(run_dir / f"gaps-{checkpoint}-{num_images}.json", result)
 
     def sample_run(
         run_dir: Path = default_dir,
@@ -148,9 +196,16 @@ Args:
     return {
         "train": train,
         "evaluate": evaluate_run,
+        "anneal": anneal_run,
+        "gaps": gaps_run,
         "sample": sample_run,
         "interpolate": interpolate_run,
     }
+
+
+def _store(file: Path, result: dict[str, Any]) -> None:
+    runs.write_json(file, result)
+    print(json.dumps(result, indent=2), file, sep="\n")
 
 
 def _print_result(result: dict[str, Any], where: Path) -> None:

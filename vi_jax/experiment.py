@@ -115,7 +115,7 @@ def _train(
     every, last = experiment.checkpoint_steps, experiment.num_steps
     with (
         runs.metrics_log(run_dir, step) as log,
-        _progress(last, "step", initial=step) as bar,
+        progress_bar(last, "step", initial=step) as bar,
     ):
         for new, metrics in _steps(experiment, state):
             state = new
@@ -152,7 +152,8 @@ def _steps(
             state = new
 
 
-def _progress(total: int, unit: str, **options) -> tqdm:
+def progress_bar(total: int, unit: str, **options) -> tqdm:
+    """A progress bar, quiet where nobody watches."""
     # A log file gets a line every half minute, a terminal a moving bar.
     pace = 0.1 if sys.stderr.isatty() else 30
     return tqdm(total=total, unit=unit, mininterval=pace, dynamic_ncols=True, **options)
@@ -185,7 +186,7 @@ def make_evaluator(
 
     def evaluate(params: Params, x: np.ndarray) -> LogLikelihood:
         parts = []
-        with _progress(len(x), "image", disable=not progress) as bar:
+        with progress_bar(len(x), "image", disable=not progress) as bar:
             for i, (rows, mask) in enumerate(padded(x, batch_size=batch_size)):
                 part = jax.device_get(batch(params, i * batch_size, rows))
                 parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))

@@ -9,6 +9,8 @@ from jax.lax import stop_gradient
 
 from vi_jax import bounds, estimators
 from vi_jax.bounds import Bound
+from vi_jax.distributions import Distribution, Normal
+from vi_jax.divergences import kl
 from vi_jax.estimators import Estimator
 from vi_jax.model import (
     Model,
@@ -112,6 +114,93 @@ def batch_loss(
         return -value, {"bound": value, "beta": weight_of_kl, **metrics}
 
     return loss
+
+
+RatePenalty = Callable[[Array, Array], Array]
+"""(rates [d], step) -> [] in nats: what a loss has in place of beta times the KL."""
+
+
+def free_bits_loss(
+    model: Model,
+    *,
+    preprocess: Callable[[Key, Batch], Array],
+    free_bits: float,
+    num_samples: int = 1,
+) -> LossFn:
+    """Distortion + sum_j max(free_bits, KL_j), KL_j the batch mean for latent j.
+
+    A latent gains nothing by a KL below `free_bits`, which is in nats in spite of its
+    name. The other arguments and the metrics are those of `batch_loss`: `bound` is what
+    is raised, minus the loss, and `elbo` the ELBO itself.
+    Raises ValueError where free_bits is negative or infinite, and from the loss where
+    the prior or the posterior is no diagonal Gaussian.
+    Ref: Kingma et al. 2016, arXiv:1606.04934, appendix C.8.
+    """
+    if not 0 <= free_bits < float("inf"):
+        raise ValueError(f"free_bits must be a number of nats >= 0, got {free_bits}")
+    penalty = lambda rates, step: jnp.sum(jnp.maximum(rates, free_bits))
+    return _penalised_loss(model, preprocess, num_samples, penalty)
+
+
+def capacity_loss(
+    model: Model,
+    *,
+    preprocess: Callable[[Key, Batch], Array],
+    capacity: Schedule,
+    gamma: float,
+    num_samples: int = 1,
+) -> LossFn:
+    """Distortion + gamma |KL - C(step)|, KL the batch mean of the rate, in nats.
+
+    The rate is drawn to the `capacity` C, such as `schedules.linear(..., end=25.0)`,
+    from both sides. Arguments, metrics and errors otherwise as in `free_bits_loss`.
+    Raises ValueError where gamma is not positive.
+    Ref: Burgess et al. 2018, arXiv:1804.03599.
+    """
+    if not 0 < gamma < float("inf"):
+        raise ValueError(f"gamma must be positive and finite, got {gamma}")
+    penalty = lambda rates, step: gamma * abs(jnp.sum(rates) - capacity(step))
+    return _penalised_loss(model, preprocess, num_samples, penalty)
+
+
+def _penalised_loss(
+    model: Model,
+    preprocess: Callable[[Key, Batch], Array],
+    num_samples: int,
+    penalty: RatePenalty,
+) -> LossFn:
+    """Distortion + penalty(rates, step), where rates [d] are means over the batch."""
+    if num_samples < 1:
+        raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
+
+    def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
+        key_x, key_z = jax.random.split(key)
+        x = preprocess(key_x, batch)
+
+        def one(key: Key, x: Array) -> tuple[Terms, Array]:
+            q, prior = model.posterior(params, x), model.prior(params)
+            z = jax.vmap(q.sample)(jax.random.split(key, num_samples))
+            rates = _rates(q, prior)
+            return analytic_terms(model, x)(params, q, z), rates
+
+        terms, rates = jax.vmap(one)(jax.random.split(key_z, x.shape[0]), x)
+        of_rates = penalty(jnp.mean(rates, 0), batch["step"])
+        value = of_rates - jnp.mean(terms.log_lik)
+        metrics = jax.tree.map(jnp.mean, jax.vmap(summary)(stop_gradient(terms)))
+        return value, {"bound": -value, **metrics}
+
+    return loss
+
+
+def _rates(q: Distribution, prior: Distribution) -> Array:
+    """KL(q(z_j | x) || p(z_j)) of each latent of one example, [d]."""
+    if not (type(q) is type(prior) is Normal):
+        raise ValueError(
+            "a rate for each latent needs diagonal Gaussians, got a posterior "
+            f"{type(q).__name__} and a prior {type(prior).__name__}: use `batch_loss` "
+            "with a schedule of beta"
+        )
+    return jax.vmap(kl)(*jax.tree.map(jnp.ravel, (q, prior)))
 
 
 def summary(terms: Terms) -> Metrics:

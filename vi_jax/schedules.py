@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vi_jax.types import Array
 
@@ -109,3 +110,17 @@ def cyclical(
         return jnp.where(step < num_steps, start + (end - start) * u, end)
 
     return schedule
+
+
+def settled(schedule: Schedule, *, total_steps: int) -> int:
+    """The first step from which the schedule stays at its end, in a training's steps.
+
+    total_steps where it arrives there with the last step only. A schedule that passes
+    through its end on the way, as `cyclical` does, has not settled.
+    Raises ValueError where total_steps is below 1.
+    """
+    if total_steps < 1:
+        raise ValueError(f"a training has at least 1 step, got {total_steps}")
+    values = np.asarray(schedule(np.arange(total_steps + 1)))
+    away = np.flatnonzero(values != values[-1])
+    return int(away[-1]) + 1 if away.size else 0

@@ -19,7 +19,27 @@ from vi_jax.evaluation.exact import (
     log_weight_variance as log_weight_variance,
     variational_gap as variational_gap,
 )
-from vi_jax.evaluation.latents import active_units as active_units
+from vi_jax.evaluation.gaps import (
+    Gaps as Gaps,
+    best_posterior as best_posterior,
+    elbo_gaps as elbo_gaps,
+)
+from vi_jax.evaluation.gradients import (
+    GradientMoments as GradientMoments,
+    PowerLaw as PowerLaw,
+    fit_power_law as fit_power_law,
+    gradient_moments as gradient_moments,
+    squared_snr as squared_snr,
+)
+from vi_jax.evaluation.latents import (
+    RateSplit as RateSplit,
+    active_units as active_units,
+    aggregate_kl as aggregate_kl,
+    collapse_report as collapse_report,
+    kl_per_latent as kl_per_latent,
+    mutual_information as mutual_information,
+    split_rate as split_rate,
+)
 from vi_jax.evaluation.likelihood import (
     LogLikelihood as LogLikelihood,
     log_likelihood as log_likelihood,

@@ -63,6 +63,16 @@ def _bridge(model: Model, params: Params, start: Distribution, x: Array) -> _Bri
     return _Bridge(lambda z, beta: log_r(z) + beta * slope(z), slope)
 
 
+def _draws(start: Distribution, key: Key, num_chains: int) -> Array:
+    z = jax.vmap(start.sample)(jax.random.split(key, num_chains))
+    if not isinstance(z, jax.Array):
+        raise ValueError(
+            "annealing moves latents that are one array, and these are a "
+            f"{type(z).__name__} of several: use importance sampling"
+        )
+    return z
+
+
 def _hmc(
     key: Key, z: Array, log_f: Callable[[Array], Array], step_size: Array, length: int
 ) -> tuple[Array, Array]:
@@ -121,7 +131,7 @@ def tune(
     start = model.prior(params) if start is None else start
     bridge = _bridge(model, params, start, x)
     key_start, key_moves = jax.random.split(key)
-    z = jax.vmap(start.sample)(jax.random.split(key_start, num_chains))
+    z = _draws(start, key_start, num_chains)
 
     def at(carry, i_and_beta):
         z, size = carry
@@ -161,7 +171,7 @@ def ais(
     start = model.prior(params) if start is None else start
     bridge = _bridge(model, params, start, x)
     key_start, key_moves = jax.random.split(key)
-    z = jax.vmap(start.sample)(jax.random.split(key_start, num_chains))
+    z = _draws(start, key_start, num_chains)
     rises = jnp.diff(annealing.betas)
     log_w = rises[0] * jax.vmap(bridge.slope)(z)
     log_w, acceptance = _walk(bridge, key_moves, z, log_w, rises[1:], annealing)

@@ -1,0 +1,153 @@
+"""How far a number that `evaluate` reports can be trusted, and what it lacks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vi_jax.data.batches import padded
+from vi_jax.evaluation import ais, elbo_gaps, log_likelihood, reverse_ais, tune
+from vi_jax.experiment import EVALUATION_SEED, Experiment, progress_bar
+from vi_jax.types import Array, Key, Params
+
+IMAGES_AT_ONCE = 20
+
+
+def annealed(
+    experiment: Experiment,
+    params: Params,
+    *,
+    num_images: int = 100,
+    num_steps: int = 1000,
+    num_chains: int = 16,
+    num_samples: int = 5000,
+) -> dict[str, Any]:
+    """log p(x) of the first test images by annealing beside importance sampling, nats.
+
+    On as many images drawn from the model, where the posterior can be entered from its
+    end too, annealing gives a lower and an upper bound in expectation: their `gap` says
+    how far this annealing is from log p(x). Step sizes are tuned per image, in a run of
+    their own. Standard errors are those over images.
+    Raises ValueError where a number is below 1, and where latents are no one array.
+    """
+    _check(num_images=num_images, num_samples=num_samples)
+    model = experiment.model
+    how = {"num_chains": num_chains}
+
+    def of_data(key: Key, x: Array) -> dict[str, Array]:
+        key_tune, key_ais, key_is = jax.random.split(key, 3)
+        found = tune(model, params, key_tune, x, num_steps=num_steps, **how)
+        lower = ais(model, params, key_ais, x, found, **how)
+        sampled = log_likelihood(model, params, key_is, x, num_samples=num_samples)
+        return {
+            "ais": lower.log_px,
+            "importance_sampling": sampled.log_px,
+            "difference": lower.log_px - sampled.log_px,
+            "mc_variance": lower.stderr**2 + sampled.stderr**2,
+            "acceptance": lower.acceptance,
+        }
+
+    def of_model(key: Key, _: Array) -> dict[str, Array]:
+        key_z, key_x, key_tune, key_up, key_down = jax.random.split(key, 5)
+        z = model.prior(params).sample(key_z)
+        x = model.likelihood(params, z).sample(key_x)
+        found = tune(model, params, key_tune, x, num_steps=num_steps, **how)
+        lower = ais(model, params, key_up, x, found, **how).log_px
+        upper = reverse_ais(model, params, key_down, x, z, found, **how).log_px
+        return {"lower": lower, "upper": upper, "gap": upper - lower}
+
+    x = experiment.data.test[:num_images]
+    data = _over_images(of_data, x, "test image", seed=0)
+    drawn = _over_images(of_model, x, "simulated image", seed=1)
+    mc = float(np.sqrt(np.sum(data.pop("mc_variance"))) / len(x))
+    return {
+        "num_images": len(x),
+        "num_steps": num_steps,
+        "num_chains": num_chains,
+        "num_samples": num_samples,
+        "test": _means(data) | {"difference_mc_stderr": mc},
+        "largest_difference": float(np.max(np.abs(data["difference"]))),
+        "simulated": _means(drawn),
+    }
+
+
+def gaps(
+    experiment: Experiment,
+    params: Params,
+    *,
+    num_images: int = 100,
+    num_samples: int = 5000,
+    num_steps: int = 1000,
+) -> dict[str, Any]:
+    """log p(x) - ELBO of the first test images, split by `elbo_gaps`, nats.
+
+    Standard errors are those over images. Raises ValueError where a number is below 1
+    or the encoder's q is not a diagonal Gaussian.
+    """
+    _check(num_images=num_images)
+
+    def one(key: Key, x: Array) -> dict[str, Array]:
+        found = elbo_gaps(
+            experiment.model,
+            params,
+            key,
+            x,
+            num_samples=num_samples,
+            num_steps=num_steps,
+        )
+        return found._asdict()
+
+    x = experiment.data.test[:num_images]
+    found = _over_images(one, x, "image", seed=2)
+    found.pop("log_px_stderr")
+    return {
+        "num_images": len(x),
+        "num_samples": num_samples,
+        "num_steps": num_steps,
+        **_means(found),
+    }
+
+
+def _check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def _over_images(
+    one: Callable[[Key, Array], dict[str, Array]],
+    x: np.ndarray,
+    unit: str,
+    *,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """`one` of every image [n, D] of bytes, some at a time, as [n] arrays."""
+    at = jax.random.fold_in(jax.random.key(EVALUATION_SEED), seed)
+    size = min(IMAGES_AT_ONCE, len(x))
+
+    @jax.jit
+    def some(start: Array, rows: Array) -> dict[str, Array]:
+        places = start + jnp.arange(size)
+        keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
+        return jax.vmap(one)(keys, rows.astype(jnp.float32) / 255)
+
+    parts = []
+    with progress_bar(len(x), unit) as bar:
+        for i, (rows, mask) in enumerate(padded(x, batch_size=size)):
+            part = jax.device_get(some(i * size, rows))
+            parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
+            bar.update(int(mask.sum()))
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+
+def _means(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """The mean of each, and its standard error."""
+    n = len(next(iter(found.values())))
+    error = lambda a: float(np.std(a, ddof=1) / n**0.5) if n > 1 else float("nan")
+    return {
+        name: value
+        for key, a in found.items()
+        for name, value in ((key, float(np.mean(a))), (f"{key}_stderr", error(a)))
+    }
