@@ -1,0 +1,198 @@
+"""Table 1 of Burda et al. 2016 (arXiv:1509.00519), cell by cell, on dynamic MNIST.
+
+    python -m experiments.iwae_table                        # what there is, beside it
+    python -m experiments.iwae_table train --k 50           # a cell, then the table
+    python -m experiments.iwae_table train --layers 2 --k 50 --seed 1
+
+A cell is a run of `mnist_iwae` with the architecture of the paper and the recipe below;
+the table joins the runs in --run-dir with those stored in experiments/results.
+"""
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import tyro
+
+from experiments import mnist_iwae
+from vi_jax.experiment import run
+
+STORED = Path(__file__).parent / "results" / "iwae_table.json"
+
+
+class Cell(NamedTuple):
+    """A number of the table: which model, raised by which bound."""
+
+    layers: int
+    objective: str
+    k: int
+
+
+# Table 1: -log p(x) in nats, and active units. The one-layer active units but for 25
+# and all those of two layers are quoted from memory of the paper.
+PUBLISHED = {
+    Cell(1, "vae", 1): (86.76, "19"),
+    Cell(1, "vae", 5): (86.47, "20"),
+    Cell(1, "vae", 50): (86.35, "20"),
+    Cell(1, "iwae", 1): (86.76, "19"),
+    Cell(1, "iwae", 5): (85.54, "22"),
+    Cell(1, "iwae", 50): (84.78, "25"),
+    Cell(2, "vae", 1): (85.33, "16+5"),
+    Cell(2, "vae", 5): (85.01, "17+5"),
+    Cell(2, "vae", 50): (84.78, "17+5"),
+    Cell(2, "iwae", 1): (85.33, "16+5"),
+    Cell(2, "iwae", 5): (83.89, "21+5"),
+    Cell(2, "iwae", 50): (82.90, "26+7"),
+}
+
+# The work per step grows with k: many samples take smaller batches, and begin with few.
+RECIPES = {
+    1: {"batch_size": 500, "learning_rate": 8e-3, "epochs": 400.0},
+    5: {"batch_size": 200, "learning_rate": 5e-3, "epochs": 200.0},
+    50: {
+        "batch_size": 100,
+        "learning_rate": 3e-3,
+        "epochs": 155.0,
+        "first_k": 5,
+        "first_epochs": 110.0,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train and evaluate one cell, then print the table."""
+
+    layers: Literal[1, 2] = 1
+    """Stochastic layers."""
+    objective: Literal["vae", "iwae"] = "iwae"
+    """The mean of k log-weights, or the log of their mean."""
+    k: Literal[1, 5, 50] = 1
+    """Importance samples in training."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data and every draw in training."""
+    run_dir: Path = Path("runs/iwae_table")
+    """Folder of the runs, one folder a cell and seed."""
+    dataset: str = "mnist"
+    """Name of a set of tensorflow-datasets, or path of an .npz with x_train, x_test."""
+    data_dir: str = ""
+    """Where sets are prepared; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    epochs: float = 0.0
+    """Passes over the training images; 0 for the recipe's."""
+    eval_samples: int = 5000
+    """Importance samples per test image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print the table."""
+
+    run_dir: Path = Path("runs/iwae_table")
+    """Folder of the runs."""
+
+
+def knobs_of(train: Train) -> mnist_iwae.Knobs:
+    """The run of `mnist_iwae` that is this cell."""
+    recipe = dict(RECIPES[train.k])
+    if train.epochs:
+        shorter = train.epochs / recipe["epochs"]
+        recipe["epochs"] = train.epochs
+        if "first_epochs" in recipe:
+            recipe["first_epochs"] *= shorter
+    return mnist_iwae.Knobs(
+        k=train.k,
+        layers=train.layers,
+        bound={"vae": "elbo", "iwae": "iwae"}[train.objective],
+        optimizer="soap",
+        seed=train.seed,
+        dataset=train.dataset,
+        data_dir=train.data_dir,
+        eval_samples=train.eval_samples,
+        **recipe,
+    )
+
+
+def train_cell(asked: Train) -> None:
+    """Train one cell into its own folder; a finished one is left as it is."""
+    name = f"{asked.objective}-layers{asked.layers}-k{asked.k}-seed{asked.seed}"
+    knobs = knobs_of(asked)
+    built = mnist_iwae.build(knobs)
+    # The folder is one of mnist_iwae's, whose other commands work on it.
+    run(built, asked.run_dir / name, name="mnist_iwae", knobs=knobs)
+
+
+def cells_of(result: dict[str, Any]) -> list[Cell]:
+    """The cells that a result belongs to: at k = 1 the two objectives are one."""
+    objectives = {"elbo": ["vae"], "iwae": ["iwae"]}[result["bound"]]
+    objectives = ["vae", "iwae"] if result["k"] == 1 else objectives
+    return [Cell(result["layers"], name, result["k"]) for name in objectives]
+
+
+def collect(run_dir: Path) -> dict[Cell, list[dict[str, Any]]]:
+    """The results of every cell, one a seed: of run_dir, then of those stored."""
+    own = [json.loads(p.read_text()) for p in sorted(run_dir.glob("*/result.json"))]
+    stored = json.loads(STORED.read_text()) if STORED.exists() else []
+    found: dict[Cell, list[dict[str, Any]]] = defaultdict(list)
+    for result in (*own, *stored):
+        for cell in cells_of(result):
+            if result["seed"] not in {r["seed"] for r in found[cell]}:
+                found[cell].append(result)
+    return found
+
+
+def table(found: dict[Cell, list[dict[str, Any]]]) -> str:
+    """The table in Markdown: ours beside the published, nats, active units in brackets.
+
+    With several seeds: their mean, and their standard deviation behind +-.
+    """
+    lines = [
+        "| layers | k | VAE, published | VAE, ours | IWAE, published | IWAE, ours |",
+        "|---|---|---|---|---|---|",
+    ]
+    for layers, k in sorted({(c.layers, c.k) for c in PUBLISHED}):
+        row = [str(layers), str(k)]
+        for name in ("vae", "iwae"):
+            cell = Cell(layers, name, k)
+            nll, units = PUBLISHED[cell]
+            row += [f"{nll:.2f} ({units})", _ours(found.get(cell, []))]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _ours(results: list[dict[str, Any]]) -> str:
+    if not results:
+        return ""
+    nll = [r["nll"] for r in results]
+    spread = f" +- {np.std(nll, ddof=1):.2f}" if len(nll) > 1 else ""
+    units = "+".join(map(str, results[0]["active_units_per_layer"]))
+    seeds = f", {len(nll)} seeds" if len(nll) > 1 else ""
+    return f"{np.mean(nll):.2f}{spread} ({units}{seeds})"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; exits with 1 after one clear message."""
+    argv = sys.argv[1:] if argv is None else argv
+    train = argv[:1] == ["train"]
+    program = f"python -m experiments.iwae_table{' train' if train else ''}"
+    description = None if train else __doc__
+    asked = tyro.cli(
+        Train if train else Show,
+        prog=program,
+        description=description,
+        args=argv[1:] if train else argv,
+    )
+    try:
+        if train:
+            train_cell(asked)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    print(table(collect(asked.run_dir)))
+
+
+if __name__ == "__main__":
+    main()
