@@ -30,6 +30,7 @@ from vi_jax import (
 )
 from vi_jax.data import batches
 from vi_jax.data.images import image_data
+from vi_jax.early_stopping import EarlyStopping
 from vi_jax.experiment import Experiment
 from vi_jax.model import Model
 from vi_jax.types import Array
@@ -83,6 +84,8 @@ class Knobs:
     """Steps in one compiled dispatch."""
     checkpoint_epochs: float = 5.0
     """Epochs from one checkpoint, with its validation, to the next."""
+    patience: int = 0
+    """Validations in a row without a new best that end the training; 0 for none."""
 
 
 def build(knobs: Knobs) -> Experiment:
@@ -116,6 +119,7 @@ def build(knobs: Knobs) -> Experiment:
         raise ValueError("first_k and first_epochs go together: set both, or neither")
     if knobs.first_epochs > knobs.epochs:
         raise ValueError("first_epochs are some of the epochs: no more than these")
+    last_of_first = steps(epochs=knobs.first_epochs) if knobs.first_k else 0
     optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]
     return Experiment(
         model,
@@ -143,9 +147,10 @@ def build(knobs: Knobs) -> Experiment:
             "beta": knobs.beta,
             "layers": knobs.layers,
         },
-        earlier=((loss(knobs.first_k), steps(epochs=knobs.first_epochs)),)
-        if knobs.first_k
-        else (),
+        earlier=((loss(knobs.first_k), last_of_first),) if knobs.first_k else (),
+        early_stopping=EarlyStopping(knobs.patience, last_of_first)
+        if knobs.patience
+        else None,
     )
 
 

@@ -29,6 +29,7 @@ from vi_jax import (
 )
 from vi_jax.data import batches
 from vi_jax.data.images import Binarize, image_data
+from vi_jax.early_stopping import EarlyStopping
 from vi_jax.experiment import Experiment
 from vi_jax.model import analytic_terms, sampled_terms
 
@@ -83,6 +84,8 @@ class Knobs:
     """Steps in one compiled dispatch."""
     checkpoint_epochs: float = 5.0
     """Epochs from one checkpoint, with its validation, to the next."""
+    patience: int = 0
+    """Validations in a row without a new best that end the training; 0 for none."""
 
 
 def build(knobs: Knobs) -> Experiment:
@@ -157,6 +160,11 @@ def build(knobs: Knobs) -> Experiment:
             "k": knobs.k,
             "beta": knobs.beta,
         },
+        early_stopping=EarlyStopping(
+            knobs.patience, schedules.settled(beta, total_steps=num_steps)
+        )
+        if knobs.patience
+        else None,
     )
 
 

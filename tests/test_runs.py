@@ -99,6 +99,38 @@ def test_metrics_hold_every_step_once_and_the_validation(finished):
     assert [r["step"] for r in records if "valid_bound" in r] == [14, 28, 42, 54]
 
 
+def test_each_validation_logs_what_the_latents_carry(finished):
+    built, state = final_state(finished)
+    images = built.data.valid.astype(np.float32) / 255
+    q = jax.vmap(lambda x: built.model.posterior(state.params, x))(images)
+    variance = np.asarray(q.scale, np.float64) ** 2
+    each = 0.5 * (variance + np.asarray(q.loc) ** 2 - 1 - np.log(variance))
+    records = [r for r in runs.read_metrics(finished) if "valid_bound" in r]
+    assert len(records) == 4
+    last = records[-1]
+    np.testing.assert_allclose(last["kl_per_latent"], each.mean(0), rtol=1e-4)
+    assert last["active_units"] == np.sum(np.var(q.loc, axis=0) > 0.01)
+    # One draw a posterior: not the closed form, but near it.
+    parts = last["mutual_information"] + last["aggregate_kl"]
+    assert parts == pytest.approx(each.sum(1).mean(), abs=0.5)
+
+
+def test_early_stopping_waits_for_beta_and_then_for_its_patience(small, tmp_path):
+    """Under a step size of nearly 0 no validation is better than the one before."""
+    knobs = {"anneal": "linear", "anneal_epochs": 5, "epochs": 20, "patience": 2}
+    result = train(small, tmp_path, learning_rate=1e-12, **knobs)
+    # beta is at its end from step 70 on: the best of the scores is there.
+    assert (result["steps"], result["checkpoint"]) == (98, "best")
+    built, _ = final_state(tmp_path)
+    like = experiment.initial_state(built)
+    best = open_checkpoints(tmp_path / "checkpoints").restore(like, "best")
+    assert best.step >= 70
+    # Killed after it had stopped, it stops where it was.
+    (tmp_path / "result.json").unlink()
+    again = train(small, tmp_path, learning_rate=1e-12, **knobs)
+    assert (again["steps"], again["nll"]) == (98, result["nll"])
+
+
 def test_training_raises_the_bound(small, tmp_path):
     result = train(small, tmp_path / "run", epochs=60, scan_steps=100)
     records = runs.read_metrics(tmp_path / "run")
@@ -225,6 +257,7 @@ def test_iwae_beta_schedules_and_other_choices_train(small, tmp_path):
         ({"scan_steps": 0}, "scan_steps"),
         ({"eval_samples": 0}, "num_eval_samples"),
         ({"checkpoint_epochs": 0}, "checkpoint"),
+        ({"patience": -1}, "patience >= 1"),
         ({"learning_rate": 1e30}, "in a row were not finite"),
     ],
 )

@@ -1,42 +1,38 @@
 """When to stop: after too many validations in a row that were no better than the best.
 
-A fold over scores, without a clock or a file: an interrupted run repeats it from its
-log.
+A function of the scores, without a clock or a file: an interrupted run repeats it from
+its log.
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
 class EarlyStopping(NamedTuple):
-    """What the validations so far say; begin with `EarlyStopping(patience, start)`."""
+    """The rule; `start` is where scores begin to count: `schedules.settled(beta, ...)`.
+
+    While beta is below its end, a model may score high and be another objective's.
+    """
 
     patience: int  # validations in a row without a new best before it stops
-    start: int  # the first step that counts, such as `schedules.settled(beta, ...)`
-    best: float = -math.inf
-    waited: int = 0  # validations since the best
+    start: int  # the first step that counts
 
 
-def update(state: EarlyStopping, step: int, score: float) -> EarlyStopping:
-    """The state after a validation at `step`; higher scores are better.
+def stops(rule: EarlyStopping, validations: Iterable[tuple[int, float]]) -> bool:
+    """Whether the patience has run out after these (step, score), in their order.
 
-    What was seen before `start` counts neither as the best nor against the patience:
-    while beta is below its end, a model may score high and be another objective's. A
-    score that is nan is no better than any. Raises ValueError where the patience is
-    below 1 or the start negative.
+    Higher scores are better, and one that is nan is no better than any. What was seen
+    before `rule.start` counts neither as the best nor against the patience.
+    Raises ValueError where the patience is below 1 or the start negative.
     """
-    if state.patience < 1 or state.start < 0:
+    if rule.patience < 1 or rule.start < 0:
         raise ValueError(
             "needed: patience >= 1 and start >= 0, got "
-            f"{state.patience} and {state.start}"
+            f"{rule.patience} and {rule.start}"
         )
-    if step < state.start:
-        return state
-    if score > state.best:
-        return EarlyStopping(state.patience, state.start, score)
-    return EarlyStopping(state.patience, state.start, state.best, state.waited + 1)
-
-
-def stops(state: EarlyStopping) -> bool:
-    """Whether the patience has run out."""
-    return state.waited >= state.patience
+    best, waited = -math.inf, 0
+    for step, score in validations:
+        if step >= rule.start:
+            best, waited = (score, 0) if score > best else (best, waited + 1)
+    return waited >= rule.patience

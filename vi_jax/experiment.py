@@ -22,7 +22,13 @@ from vi_jax import model as models, plots, runs
 from vi_jax.checkpoints import Checkpoints, open_checkpoints
 from vi_jax.data.batches import padded
 from vi_jax.data.images import ImageData
-from vi_jax.evaluation import LogLikelihood, active_units, log_likelihood
+from vi_jax.early_stopping import EarlyStopping, stops
+from vi_jax.evaluation import (
+    LogLikelihood,
+    active_units,
+    collapse_report,
+    log_likelihood,
+)
 from vi_jax.evaluation.psis import RELIABLE_PARETO_K
 from vi_jax.model import Model
 from vi_jax.training import TrainState, averaged_params, fit, init_state
@@ -46,6 +52,7 @@ class Experiment(NamedTuple):
     num_eval_samples: int
     about: dict[str, Any]  # repeated in result.json
     earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
+    early_stopping: EarlyStopping | None = None  # and the best parameters then
 
 
 def initial_state(experiment: Experiment) -> TrainState:
@@ -57,6 +64,8 @@ def initial_state(experiment: Experiment) -> TrainState:
     for name in ("num_steps", "scan_steps", "checkpoint_steps", "num_eval_samples"):
         if getattr(experiment, name) < 1:
             raise ValueError(f"{name} must be at least 1")
+    if experiment.early_stopping:
+        stops(experiment.early_stopping, ())
     x = jnp.zeros(experiment.data.mean.shape, jnp.float32)
     # Away from the keys of the steps, which are fold_in(key(seed), step).
     key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
@@ -87,6 +96,9 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     checkpoints = open_checkpoints(run_dir / "checkpoints")
     state = _train(experiment, state, run_dir, checkpoints)
+    which = "best" if experiment.early_stopping else "last"
+    if which == "best":
+        state = checkpoints.restore(state, which)
     params = averaged_params(state)
     result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
     records = runs.read_metrics(run_dir)
@@ -94,9 +106,9 @@ def _train_and_evaluate(
         figure.savefig(run_dir / file)
     return result | {
         "train_seconds": round(records[-1]["seconds"], 1),
-        "steps": int(state.step),
+        "steps": records[-1]["step"],
         "skipped_steps": sum(r["skipped"] for r in records),
-        "checkpoint": "last",
+        "checkpoint": which,
         "seed": experiment.seed,
         **experiment.about,
     }
@@ -109,28 +121,52 @@ def _train(
     step = int(state.step)
     if step:
         print(f"resuming {run_dir} from step {step}", file=sys.stderr)
-    before = [r["seconds"] for r in runs.read_metrics(run_dir) if r["step"] <= step]
-    start = time.perf_counter() - max(before, default=0.0)
-    validate = make_evaluator(experiment.model, num_samples=VALID_SAMPLES)
+    before = [r for r in runs.read_metrics(run_dir) if r["step"] <= step]
+    start = time.perf_counter() - max([r["seconds"] for r in before], default=0.0)
+    scores = [(r["step"], r["valid_bound"]) for r in before if "valid_bound" in r]
+    rule = experiment.early_stopping or EarlyStopping(experiment.num_steps, 0)
+    validate = _validation(experiment)
     every, last = experiment.checkpoint_steps, experiment.num_steps
     with (
         runs.metrics_log(run_dir, step) as log,
         progress_bar(last, "step", initial=step) as bar,
     ):
-        for new, metrics in _steps(experiment, state):
-            state = new
+        steps = _steps(experiment, state)
+        while not stops(rule, scores) and (new := next(steps, None)):
+            state, metrics = new
             step, previous = int(state.step), step
             due = step // every > previous // every or step == last
             if due:
-                valid = validate(averaged_params(state), experiment.data.valid)
-                metrics["valid_bound"] = float(np.mean(valid.log_px))
+                metrics |= validate(averaged_params(state))
+                scores.append((step, metrics["valid_bound"]))
             seconds = time.perf_counter() - start
             log({"step": step, "seconds": seconds, **metrics})
             if due:
-                checkpoints.save(state, metrics["valid_bound"])
+                counts = step >= rule.start
+                checkpoints.save(state, scores[-1][1] if counts else -np.inf)
             bar.update(step - previous)
             bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
     return state
+
+
+def _validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
+    """params -> what is logged of the validation images: bound and latents."""
+    model, x = experiment.model, experiment.data.valid
+    bound = make_evaluator(model, num_samples=VALID_SAMPLES)
+
+    @jax.jit
+    def latents(params: Params, x: Array) -> Metrics:
+        found = jax.vmap(lambda x: model.posterior(params, x))(x)
+        key = jax.random.key(EVALUATION_SEED)
+        return collapse_report(key, found, model.prior(params))
+
+    def validate(params: Params) -> dict[str, Any]:
+        found = {"valid_bound": np.mean(bound(params, x).log_px)}
+        if len(x) > 1:  # of one image nothing varies
+            found |= jax.device_get(latents(params, x.astype(np.float32) / 255))
+        return {name: value.tolist() for name, value in found.items()}
+
+    return validate
 
 
 def _steps(

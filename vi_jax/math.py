@@ -42,9 +42,9 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     Written as min(l, 0) - (1 - x) l - log1p(exp(-|l|)): finite for every finite logit,
     exact where one of the outcomes is certain, and right for x between 0 and 1.
     """
-    return jnp.sum(
-        jnp.minimum(logits, 0.0) - (1 - x) * logits - jnp.log1p(jnp.exp(-abs(logits)))
-    )
+    # The derivative of abs at 0 is 1: the other kink must take the same side there.
+    below = jnp.where(logits < 0, logits, 0.0)
+    return jnp.sum(below - (1 - x) * logits - jnp.log1p(jnp.exp(-abs(logits))))
 
 
 def exp_remainder(x: Array) -> Array:

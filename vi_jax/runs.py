@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
@@ -222,7 +223,9 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
             file.write(json.dumps(record) + "\n")
             file.flush()
             for name, value in record.items():
-                if name != "step":
+                if isinstance(value, list):
+                    writer.add_histogram(name, np.array(value), record["step"])
+                elif name != "step":
                     writer.add_scalar(name, value, record["step"])
 
         yield log

@@ -37,8 +37,8 @@ def kl_per_latent(posteriors: Normal, prior: Normal) -> Array:
         )
     if posteriors.loc.ndim != 2 or posteriors.loc.shape[1:] != prior.loc.shape:
         raise ValueError(
-            f"needed: posteriors [n, d] and a prior [d], got {posteriors.loc.shape} and "
-            f"{prior.loc.shape}"
+            "needed: posteriors [n, d] and a prior [d], got "
+            f"{posteriors.loc.shape} and {prior.loc.shape}"
         )
     each = jax.vmap(jax.vmap(kl), in_axes=(0, None))(posteriors, prior)  # [n, d]
     return jnp.mean(each, axis=0)
@@ -67,17 +67,17 @@ def split_rate(
     Latents may be a tuple of layers.
 
     I(x; z) of n examples is at most log n, and in expectation below that of the
-    population: compare it at one n. The errors are over the examples; for these very n
-    they are too wide rather than too narrow.
+    population: compare it at one n. The errors are those of the draws, for these very
+    n, and too wide rather than too narrow (each posterior has its share of the draws).
     Raises ValueError below 2 examples, 1 sample or a chunk of 1.
     Ref: Hoffman & Johnson 2016 (ELBO surgery); Makhzani et al. 2016, arXiv:1511.05644.
     """
     z, log_q, log_aggregate = _log_densities(key, posteriors, num_samples, chunk)
     log_prior = jax.vmap(jax.vmap(lambda z: jnp.sum(prior.log_prob(z))))(z)
     return RateSplit(
-        rate=_over_examples(log_q - log_prior),
-        mutual_information=_over_examples(log_q - log_aggregate),
-        aggregate_kl=_over_examples(log_aggregate - log_prior),
+        rate=_mean(log_q - log_prior),
+        mutual_information=_mean(log_q - log_aggregate),
+        aggregate_kl=_mean(log_aggregate - log_prior),
     )
 
 
@@ -89,7 +89,7 @@ def mutual_information(
     That of `split_rate`, where there is no prior to compare with. Raises as it does.
     """
     _, log_q, log_aggregate = _log_densities(key, posteriors, num_samples, chunk)
-    return _over_examples(log_q - log_aggregate)
+    return _mean(log_q - log_aggregate)
 
 
 def aggregate_kl(
@@ -106,10 +106,10 @@ def aggregate_kl(
 
 
 def collapse_report(key: Key, posteriors: Distribution, prior: Distribution) -> Metrics:
-    """What shows whether the posterior collapses, as numbers [] to log in training.
+    """What shows whether the posterior collapses, to log in training.
 
-    `active_units`, of all layers; `mutual_information` and `aggregate_kl`, nats, of the
-    n examples; and, for diagonal Gaussians, `kl_max`, the largest rate of one latent.
+    `active_units` [], of all layers; `mutual_information` and `aggregate_kl` [], nats,
+    of the n examples; and, for diagonal Gaussians, `kl_per_latent` [d].
     Raises ValueError as `split_rate` does.
     """
     means = jax.tree.leaves(jax.vmap(lambda q: q.mean())(posteriors))
@@ -120,7 +120,7 @@ def collapse_report(key: Key, posteriors: Distribution, prior: Distribution) -> 
         "aggregate_kl": split.aggregate_kl.value,
     }
     if type(posteriors) is type(prior) is Normal:
-        report["kl_max"] = jnp.max(kl_per_latent(posteriors, prior))
+        report["kl_per_latent"] = kl_per_latent(posteriors, prior)
     return report
 
 
@@ -148,7 +148,5 @@ def _log_densities(
     return jax.lax.map(of_example, (jnp.arange(n), keys), batch_size=min(chunk, n))
 
 
-def _over_examples(values: Array) -> Estimate:
-    """The mean of [n, num_samples] and its error over examples."""
-    rows = jnp.mean(values, axis=1)
-    return Estimate(jnp.mean(rows), jnp.std(rows, ddof=1) / len(rows) ** 0.5)
+def _mean(values: Array) -> Estimate:
+    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / values.size**0.5)
