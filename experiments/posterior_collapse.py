@@ -1,4 +1,4 @@
-"""A posterior that collapses behind a deep decoder, and four cures, with numbers.
+"""A posterior that collapses behind a deep decoder, three cures, and one that is none.
 
     python -m experiments.posterior_collapse
     python -m experiments.posterior_collapse --epochs 20 --run-dir runs/collapse20
@@ -9,10 +9,21 @@ to p(z) within an epoch, and the decoder, which then hears noise, learns the mea
 From there it does not come back.
 
 The cures: beta rising from 0 over half of the training, in a line or in four cycles;
-free bits; and an encoder that moves ten times for each step of the decoder, over the
-first quarter of the training.
+and free bits. Aggressive updates, ten steps of the encoder for one of the decoder over
+the first quarter, cure an encoder that lags behind p(z | x) (He et al. 2019). This one
+does not lag: where the decoder is silent p(z | x) is p(z), and q gets there sooner.
 
-TODO
+Expect on 1,000 test images (dynamic MNIST, 5 epochs, 500 samples, seed 0), in nats:
+
+                         ELBO  log p(x)    rate  I(x; z)  active units
+    beta = 1          -208.52   -208.52    0.00     0.00             0
+    linear annealing  -138.03   -134.79    7.85     6.36             7
+    cyclical          -150.14   -147.41    5.85     5.29             2
+    free bits         -143.55   -138.17   10.25     6.20            20
+    aggressive        -208.53   -208.53    0.00     0.00             0
+
+The standard error of log p(x) is 1.5; I(x; z) of 1,000 images is at most log 1,000 =
+6.9. Of the 20 latents under free bits, 16 pay no more than what is free.
 """
 
 import dataclasses

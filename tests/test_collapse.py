@@ -178,6 +178,7 @@ def test_what_is_seen_before_beta_has_reached_its_end_counts_for_nothing():
     assert stopped(falling, 2) and not stopped(falling, 2, start=4)
     later = [*falling, -7.0, -6.0, -6.5]
     assert stopped(later, 1, start=4) and not stopped(later, 2, start=4)
+    assert stopped(later, 1, start=6) is False and stopped(falling, 1, start=2)
 
 
 def test_wrong_early_stopping_is_an_error():
