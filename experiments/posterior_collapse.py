@@ -1,4 +1,4 @@
-"""A posterior that collapses behind a deep decoder, three cures, and one that is none.
+"""A posterior that collapses behind a deep decoder, three cures, and a fourth by luck.
 
     python -m experiments.posterior_collapse
     python -m experiments.posterior_collapse --epochs 20 --run-dir runs/collapse20
@@ -11,7 +11,7 @@ From there it does not come back.
 The cures: beta rising from 0 over half of the training, in a line or in four cycles;
 and free bits. Aggressive updates, ten steps of the encoder for one of the decoder over
 the first quarter, cure an encoder that lags behind p(z | x) (He et al. 2019). This one
-does not lag: where the decoder is silent p(z | x) is p(z), and q gets there sooner.
+hardly lags: behind a silent decoder p(z | x) is nearly p(z), and q gets there sooner.
 
 Expect on 1,000 test images (dynamic MNIST, 5 epochs, 500 samples, seed 0), in nats:
 
@@ -23,7 +23,9 @@ Expect on 1,000 test images (dynamic MNIST, 5 epochs, 500 samples, seed 0), in n
     aggressive        -208.53   -208.53    0.00     0.00             0
 
 The standard error of log p(x) is 1.5; I(x; z) of 1,000 images is at most log 1,000 =
-6.9. Of the 20 latents under free bits, 16 pay no more than what is free.
+6.9. Of the 20 latents under free bits, 16 pay no more than what is free. With seed 1
+the aggressive encoder saves one latent (log p(x) -168.78), and the log p(x) of the
+others differ by 1.1 nats at most.
 """
 
 import dataclasses
