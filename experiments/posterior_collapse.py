@@ -289,7 +289,7 @@ def main(
     knobs: Annotated[Knobs, tyro.conf.OmitArgPrefixes],
     run_dir: Path = Path("runs/posterior_collapse"),
 ) -> None:
-    """Train a collapsing VAE and four cures, with a table and a picture in run_dir."""
+    """Train a collapsing VAE and its cures, with a table and a picture in run_dir."""
     try:
         show(run(knobs, run_dir), run_dir)
     except (ValueError, OSError, FloatingPointError) as error:
