@@ -20,6 +20,7 @@ from vi_jax.model import (
     log_weight,
     sampled_terms,
 )
+from vi_jax.models import Conditional
 from vi_jax.schedules import Schedule, constant
 from vi_jax.types import Array, Batch, Key, LossFn, Metrics, Params
 
@@ -71,7 +72,7 @@ def per_example(
 
 
 def batch_loss(
-    model: Model,
+    model: Model | Conditional,
     *,
     preprocess: Callable[[Key, Batch], Array],
     bound: Bound = bounds.elbo,
@@ -80,23 +81,30 @@ def batch_loss(
     beta: Schedule = UNTEMPERED,
     terms: Callable[[Model, Array], TermsFn] = sampled_terms,
     baseline: Baseline | None = None,
+    context: Callable[[Batch], Array] | None = None,
 ) -> LossFn:
     """-mean over the batch of `per_example`'s bound, in nats; lower is better.
 
     `preprocess(key, batch) -> x [n, ...]` runs inside jit (dynamic binarization, say);
+    `context(batch) -> c [n, ...]` makes of a `Conditional` the model of each example;
     `beta` is a function of batch["step"]. The metrics are means over the batch, nats:
     `bound` (the one being raised), `elbo` (beta = 1), `rate` (KL), `distortion`, and
     `ess`, the effective sample size of the k weights.
+    Raises ValueError where a model comes with `context`, or a `Conditional` without.
     """
+    if isinstance(model, tuple) == (context is not None):
+        raise ValueError(
+            "a conditional model needs `context`, batch -> [n, ...]; a Model takes none"
+        )
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         key_x, key_z = jax.random.split(key)
         x = preprocess(key_x, batch)
         weight_of_kl = beta(batch["step"])
 
-        def one(key: Key, x: Array) -> tuple[Array, Terms]:
+        def one(key: Key, x: Array, c: Array | None) -> tuple[Array, Terms]:
             return per_example(
-                model,
+                model if c is None else model(c),
                 params,
                 key,
                 x,
@@ -108,7 +116,8 @@ def batch_loss(
                 baseline=baseline,
             )
 
-        values, parts = jax.vmap(one)(jax.random.split(key_z, x.shape[0]), x)
+        c = context(batch) if context else None
+        values, parts = jax.vmap(one)(jax.random.split(key_z, x.shape[0]), x, c)
         value = jnp.mean(values)
         metrics = jax.tree.map(jnp.mean, jax.vmap(summary)(parts))
         return -value, {"bound": value, "beta": weight_of_kl, **metrics}

@@ -1,5 +1,10 @@
 """Builders of `Model` and `ExactModel` records."""
 
+from vi_jax.models.conditional import (
+    Conditional as Conditional,
+    conditional_vae as conditional_vae,
+    fixed as fixed,
+)
 from vi_jax.models.gaussian_mixture import gaussian_mixture as gaussian_mixture
 from vi_jax.models.hierarchical import (
     Chain as Chain,

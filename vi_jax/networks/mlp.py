@@ -1,7 +1,9 @@
 """Multi-layer perceptrons over one example."""
 
+import functools
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import linen
 
@@ -15,16 +17,24 @@ class _Mlp(linen.Module):
     output_bias: Array | None
 
     @linen.compact
-    def __call__(self, x: Array) -> Array:
-        h = jnp.ravel(x)
-        glorot = linen.initializers.glorot_uniform()
-        for width in self.features[:-1]:
-            h = self.activation(linen.Dense(width, kernel_init=glorot)(h))
-        bias_init = linen.initializers.zeros
-        if self.output_bias is not None:
-            bias_init = lambda key, shape, dtype: jnp.asarray(self.output_bias, dtype)
-        out = linen.Dense(self.features[-1], kernel_init=glorot, bias_init=bias_init)
-        return out(h)
+    def __call__(self, x: Array | tuple[Array, ...]) -> Array:
+        h, *others = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x)]
+        dense = functools.partial(
+            linen.Dense, kernel_init=linen.initializers.glorot_uniform()
+        )
+        last = len(self.features) - 1
+        for i, width in enumerate(self.features):
+            bias_init = linen.initializers.zeros
+            if i == last and self.output_bias is not None:
+                bias_init = lambda key, shape, dtype: jnp.asarray(
+                    self.output_bias, dtype
+                )
+            h = dense(width, bias_init=bias_init)(h)
+            # A product for each part: under vmap over one, the others' are done once.
+            for j, other in enumerate(others if i == 0 else ()):
+                h += dense(width, use_bias=False, name=f"Part_{j + 1}")(other)
+            h = h if i == last else self.activation(h)
+        return h
 
 
 def mlp(
@@ -36,6 +46,8 @@ def mlp(
 ) -> Component:
     """x of any shape, flattened -> hidden layers -> [outputs], the last layer linear.
 
+    x may be a tuple of arrays, such as (x, c) in a conditional model: the first layer
+    sees all of them, with weights for each part of its own.
     Weights start Glorot-uniform and biases at 0, except for `output_bias` [outputs].
     Raises ValueError where a width is below 1 or the bias has another shape.
     """

@@ -1,0 +1,51 @@
+"""The conditional VAE: a model of x for every context c, such as a label."""
+
+from collections.abc import Callable
+
+from vi_jax.model import Model
+from vi_jax.models.vae import vae
+from vi_jax.types import Array, Component, Key, Latents, Params
+
+Conditional = Callable[[Array], Model]
+"""c -> the Model of p(x, z | c) and q(z | x, c); every c has the same parameters."""
+
+
+def conditional_vae(
+    prior: Component, posterior: Component, likelihood: Component
+) -> Conditional:
+    """p(z | c) p(x | z, c) with q(z | x, c), a function of one example's context c.
+
+    `conditional_vae(...)(c)` is a `Model`: every bound, estimator and measure applies
+    to it, and bounds are on log p(x | c). The Components are those of `vae`, given the
+    context too: the prior has `init(key, c)` and `apply(params, c)`, such as
+    `posteriors.normal(network)`, or is `fixed`; the others see the pairs (x, c) and
+    (z, c), which `networks.mlp` takes. A label is best given one-hot.
+    Errors are those of `vae`. Ref: Sohn et al. 2015; Kingma et al. 2014,
+    arXiv:1406.5298.
+    """
+
+    def given(c: Array) -> Model:
+        with_context = lambda part: Component(
+            lambda key, a: part.init(key, (a, c)),
+            lambda params, a: part.apply(params, (a, c)),
+        )
+        prior_of_c = Component(
+            lambda key, z: prior.init(key, c), lambda params: prior.apply(params, c)
+        )
+        return vae(prior_of_c, with_context(posterior), with_context(likelihood))
+
+    return given
+
+
+def fixed(prior: Component) -> Component:
+    """A prior p(z) without parameters as one that is the same for every context."""
+
+    def init(key: Key, c: Array) -> Params:
+        del key, c
+        return {}
+
+    def apply(params: Params, c: Array) -> Latents:
+        del c
+        return prior.apply(params)
+
+    return Component(init, apply)
