@@ -22,7 +22,7 @@ EVERYTHING = {
     *("models", "objectives", "evaluation", "soap", "training", "checkpoints"),
     *("em", "maximum_likelihood", "data", "plots", "runs", "experiment"),
     *("diagnosis", "commands", "networks", "key_functions"),
-    *("aggressive", "early_stopping"),
+    *("aggressive", "early_stopping", "semi_supervised"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "networks": CORE,
     "models": PARTS - {"estimators"},
     "objectives": PARTS | {"models"},
+    "semi_supervised": PARTS | {"models", "objectives"},
     "evaluation": PARTS | {"models"},
     "maximum_likelihood": MATHS,
     "em": CORE | {"models", "maximum_likelihood"},

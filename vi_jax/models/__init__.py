@@ -11,6 +11,10 @@ from vi_jax.models.hierarchical import (
     hierarchical_vae as hierarchical_vae,
 )
 from vi_jax.models.linear_gaussian import linear_gaussian as linear_gaussian
+from vi_jax.models.semi_supervised import (
+    SemiSupervised as SemiSupervised,
+    m2 as m2,
+)
 from vi_jax.models.sigmoid_belief_network import (
     sigmoid_belief_network as sigmoid_belief_network,
 )

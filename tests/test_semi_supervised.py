@@ -1,0 +1,269 @@
+"""Objectives with and without labels, against closed forms and each other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from contracts import quick_jit
+from scipy import special
+from test_conditional import (
+    CLASSES,
+    WEIGHT,
+    X,
+    exact_given,
+    exact_log_px,
+)
+
+from vi_jax import (
+    bounds,
+    estimators,
+    likelihoods,
+    models,
+    networks,
+    objectives,
+    posteriors,
+    priors,
+)
+from vi_jax.distributions import Categorical
+from vi_jax.models import SemiSupervised
+from vi_jax.semi_supervised import (
+    labelled_bound,
+    semi_supervised_loss,
+    unlabelled_bound,
+)
+
+PRIOR = np.array([0.5, 0.2, 0.3])
+LOGITS = np.array([0.3, -0.4, 1.0])  # of a classifier that is wrong
+LOG_JOINT = np.array([exact_log_px(y) for y in range(CLASSES)]) + np.log(PRIOR)
+
+
+def exact():
+    """Exact given y; a classifier with free logits, the same for every x."""
+    return SemiSupervised(
+        init=None,
+        given=exact_given,
+        classifier=lambda params, x: Categorical(params["logits"]),
+        log_prior=np.log(PRIOR),
+    )
+
+
+def exact_params(logits=LOGITS):
+    return {"weight": jnp.array(WEIGHT, float), "logits": jnp.array(logits, float)}
+
+
+def x_now():
+    return jnp.array(X, float)
+
+
+@pytest.mark.parametrize("y", range(CLASSES))
+def test_the_labelled_bound_of_an_exact_model_is_log_p_of_x_and_y(y):
+    value, _ = quick_jit(functools.partial(labelled_bound, exact()))(
+        exact_params(), jax.random.key(0), x_now(), y
+    )
+    np.testing.assert_allclose(value, LOG_JOINT[y], rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"bound": bounds.iwae, "num_samples": 3}])
+def test_the_unlabelled_bound_is_log_p_of_x_minus_what_the_classifier_lacks(options):
+    """log p(x) with q(y | x) = p(y | x), else below by the KL between the two."""
+    bound = quick_jit(functools.partial(unlabelled_bound, exact(), **options))
+    log_px = special.logsumexp(LOG_JOINT)
+    best = bound(exact_params(LOG_JOINT), jax.random.key(1), x_now())
+    np.testing.assert_allclose(best, log_px, rtol=1e-5)
+    q = special.softmax(LOGITS)
+    lack = np.sum(special.rel_entr(q, special.softmax(LOG_JOINT)))
+    assert lack > 0.1
+    value = bound(exact_params(), jax.random.key(2), x_now())
+    np.testing.assert_allclose(value, log_px - lack, rtol=1e-5)
+
+
+def test_the_gradient_in_the_classifier_is_that_of_the_closed_form():
+    bound = lambda logits: unlabelled_bound(
+        exact(), {**exact_params(), "logits": logits}, jax.random.key(3), x_now()
+    )
+    got = quick_jit(jax.grad(bound))(jnp.array(LOGITS, float))
+    q, log_q = special.softmax(LOGITS), special.log_softmax(LOGITS)
+    signal = LOG_JOINT - log_q
+    np.testing.assert_allclose(got, q * (signal - q @ signal), rtol=1e-4, atol=1e-6)
+
+
+def network_model():
+    """A small M2 whose every part is a network; the posterior is not exact."""
+    conditional = models.conditional_vae(
+        posteriors.normal(networks.mlp([], 4)),
+        posteriors.normal(networks.mlp([5], 4)),
+        likelihoods.bernoulli(networks.mlp([5], 6)),
+    )
+    classifier = networks.mlp([4], CLASSES)
+    return models.m2(conditional, classifier, PRIOR)
+
+
+@functools.cache
+def network_params():
+    params = quick_jit(network_model().init)(jax.random.key(4), jnp.ones(6))
+    noise = lambda leaf, key: leaf + 0.3 * jax.random.normal(key, leaf.shape)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    return jax.tree.unflatten(tree, map(noise, leaves, keys))
+
+
+IMAGES = np.random.default_rng(1).integers(0, 2, (4, 6)).astype(np.float32)
+LABELS = np.array([2, 0, 1, 1])
+
+
+def test_enumeration_is_monte_carlo_over_classes_within_its_error():
+    """40,000 draws of y ~ q(y | x), each with draws of its own: |z| < 4."""
+    model, params, x = network_model(), network_params(), jnp.array(IMAGES[0])
+
+    def sampled(key):
+        key_y, key_z = jax.random.split(key)
+        q = model.classifier(params, x)
+        y = q.sample(key_y)
+        return labelled_bound(model, params, key_z, x, y)[0] - q.log_prob(y)
+
+    enumerated = lambda key: unlabelled_bound(model, params, key, x)
+    draw = lambda f, seed: np.asarray(
+        quick_jit(jax.vmap(f))(jax.random.split(jax.random.key(seed), 40_000))
+    )
+    a, b = draw(sampled, 6), draw(enumerated, 7)
+    error = np.hypot(a.std(), b.std()) / len(a) ** 0.5
+    assert error < 0.03
+    assert abs(a.mean() - b.mean()) < 4 * error
+    assert b.std() < a.std()
+
+
+def loss_of(f, alpha=0.1, **options):
+    return semi_supervised_loss(
+        network_model(),
+        preprocess=lambda key, batch: batch["image"],
+        alpha=alpha,
+        fraction_labelled=f,
+        **options,
+    )
+
+
+def batch_of(*names):
+    parts = {
+        "labelled": {"image": jnp.array(IMAGES), "label": jnp.array(LABELS)},
+        "unlabelled": {"image": jnp.array(IMAGES[:3])},
+    }
+    return {"step": 0} | {name: parts[name] for name in names}
+
+
+def averaged(loss, batch, num=20_000):
+    """The mean over keys of the loss, with its standard error."""
+    keys = jax.random.split(jax.random.key(8), num)
+    run = jax.vmap(lambda key: loss(network_params(), key, batch)[0])
+    values = np.asarray(quick_jit(run)(keys))
+    return values.mean(), values.std() / num**0.5
+
+
+def test_all_labelled_it_is_the_conditional_vae_plus_the_classifier():
+    """And log p(y): |z| < 4, since the draws differ."""
+    got, error = averaged(loss_of(1.0, alpha=0.7), batch_of("labelled"))
+    conditional = objectives.batch_loss(
+        network_model().given,
+        preprocess=lambda key, batch: batch["image"],
+        context=lambda batch: jax.nn.one_hot(batch["label"], CLASSES),
+    )
+    batch = {"step": 0, **batch_of("labelled")["labelled"]}
+    plain, plain_error = averaged(conditional, batch)
+    logits = jax.vmap(lambda x: network_model().classifier(network_params(), x).logits)
+    log_q = special.log_softmax(np.asarray(logits(IMAGES), float), 1)
+    expected = plain - np.mean(np.log(PRIOR)[LABELS])
+    expected -= 0.7 * np.mean(log_q[np.arange(4), LABELS])
+    both = np.hypot(error, plain_error)
+    assert both < 0.03 and abs(got - expected) < 4 * both
+
+
+def test_with_no_label_it_is_the_bound_of_the_marginal_model():
+    got, error = averaged(loss_of(0.0), batch_of("unlabelled"))
+    one = lambda key, x: -unlabelled_bound(network_model(), network_params(), key, x)
+    keys = jax.random.split(jax.random.key(9), (3, 20_000))
+    run = jax.vmap(jax.vmap(one, (0, None)))
+    values = np.asarray(quick_jit(run)(keys, jnp.array(IMAGES[:3])))
+    both = np.hypot(error, values.mean(0).std() / 20_000**0.5)
+    assert both < 0.03 and abs(got - values.mean()) < 4 * both
+
+
+def test_the_parts_weigh_as_their_shares_of_the_data_not_of_the_batch():
+    batch = batch_of("labelled", "unlabelled")
+    got, error = averaged(loss_of(0.25, alpha=0.0), batch)
+    parts = [
+        averaged(loss_of(f, alpha=0.0), batch_of(name))
+        for f, name in ((1.0, "labelled"), (0.0, "unlabelled"))
+    ]
+    expected = 0.25 * parts[0][0] + 0.75 * parts[1][0]
+    both = np.hypot(error, np.hypot(parts[0][1], parts[1][1]))
+    assert abs(got - expected) < 4 * both
+    assert abs(parts[0][0] - parts[1][0]) > 15 * both
+
+
+def test_the_metrics_say_what_the_classifier_does():
+    _, metrics = quick_jit(loss_of(0.5))(
+        network_params(), jax.random.key(10), batch_of("labelled", "unlabelled")
+    )
+    logits = jax.vmap(lambda x: network_model().classifier(network_params(), x).logits)
+    logits = np.asarray(logits(IMAGES))
+    assert metrics["accuracy"] == np.mean(logits.argmax(1) == LABELS)
+    log_q = special.log_softmax(logits, 1)[np.arange(4), LABELS]
+    np.testing.assert_allclose(metrics["log_q"], log_q.mean(), rtol=1e-5)
+
+
+def test_classes_cost_at_most_linearly_and_what_they_share_once():
+    """XLA's count: the image's matrix once, the decoder's once a class."""
+
+    def flops(num):
+        conditional = models.conditional_vae(
+            models.fixed(priors.standard_normal(2)),
+            posteriors.normal(networks.mlp([50], 4)),
+            likelihoods.bernoulli(networks.mlp([50], 2000)),
+        )
+        model = models.m2(conditional, networks.mlp([4], num), np.full(num, 1 / num))
+        params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(2000))
+        params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), params)
+        of = lambda key, x: unlabelled_bound(model, params, key, x)
+        lowered = quick_jit(of).lower(jax.random.key(0), jnp.ones(2000))
+        return lowered.compile().cost_analysis()["flops"]
+
+    decoder, encoder = 2 * 50 * 2000, 2 * 50 * 2000
+    two, ten = flops(2), flops(10)
+    assert 2 * decoder + encoder < two < 1.2 * (2 * decoder + encoder)
+    assert 10 * decoder + encoder < ten < 1.2 * (10 * decoder + encoder)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"alpha": -0.1}, "alpha >= 0"),
+        ({"alpha": np.inf}, "alpha >= 0"),
+        ({"f": 1.5}, r"fraction_labelled in \[0, 1\]"),
+        ({"f": np.nan}, r"fraction_labelled in \[0, 1\]"),
+    ],
+)
+def test_wrong_weights_are_errors(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        loss_of(**{"f": 0.5, **wrong})
+
+
+def test_wrong_batches_and_models_are_errors():
+    for name, other in (("labelled", "unlabelled"), ("unlabelled", "labelled")):
+        with pytest.raises(ValueError, match=f"batch has no '{other}' part"):
+            loss_of(0.5)(network_params(), jax.random.key(0), batch_of(name))
+    conditional, classifier = network_model().given, networks.mlp([], CLASSES)
+    for probs in ([1.0], [[0.25, 0.25], [0.25, 0.25]], [1.0, 0.0], [1.5, -0.5]):
+        with pytest.raises(ValueError, match="2 or more positive numbers"):
+            models.m2(conditional, classifier, probs)
+    with pytest.raises(ValueError, match="must sum to 1"):
+        models.m2(conditional, classifier, [0.5, 0.6])
+    two = models.m2(conditional, classifier, [0.5, 0.5])
+    with pytest.raises(ValueError, match=r"logits \(3,\) for 2 classes"):
+        two.init(jax.random.key(0), jnp.ones(6))
+
+
+def test_options_reach_the_bound_of_every_class():
+    options = {"bound": bounds.iwae, "estimator": estimators.stl, "num_samples": 2}
+    with pytest.raises(ValueError, match="use `dreg`"):
+        unlabelled_bound(exact(), exact_params(), jax.random.key(0), x_now(), **options)
