@@ -126,6 +126,7 @@ def by_hand(layers, parts, last):
 
 def test_every_part_is_its_network_of_the_pair_and_the_context_moves_each():
     params = jax.tree.map(np.asarray, small_params())
+    assert params["likelihood"]["Part_1"].keys() == {"kernel"}  # one bias for all
     x, z = RNG.integers(0, 2, PIXELS).astype(float), RNG.normal(size=LATENTS)
     seen = []
     for c in ONE_HOT:

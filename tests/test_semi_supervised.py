@@ -201,10 +201,15 @@ def test_the_parts_weigh_as_their_shares_of_the_data_not_of_the_batch():
     assert abs(parts[0][0] - parts[1][0]) > 15 * both
 
 
-def test_the_metrics_say_what_the_classifier_does():
-    _, metrics = quick_jit(loss_of(0.5))(
-        network_params(), jax.random.key(10), batch_of("labelled", "unlabelled")
+def test_the_classifier_weighs_alpha_and_the_metrics_say_what_it_does():
+    """Whatever f: alpha is per example of all data."""
+    batch = batch_of("labelled", "unlabelled")
+    run = lambda alpha: quick_jit(loss_of(0.25, alpha=alpha))(
+        network_params(), jax.random.key(10), batch
     )
+    (without, _), (value, metrics) = run(0.0), run(0.7)
+    np.testing.assert_allclose(value - without, -0.7 * metrics["log_q"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["bound"], -without, rtol=1e-6)
     logits = jax.vmap(lambda x: network_model().classifier(network_params(), x).logits)
     logits = np.asarray(logits(IMAGES))
     assert metrics["accuracy"] == np.mean(logits.argmax(1) == LABELS)
