@@ -13,7 +13,6 @@ gradient ascent and -18.49 +- 0.02 of one Gaussian; in a minute on 2 CPU cores.
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from vi_jax import em, maximum_likelihood, plots, runs, training
+from vi_jax.commands import clear_errors
 from vi_jax.data import batches, load
 from vi_jax.models import gaussian_mixture
 from vi_jax.models.gaussian_mixture import Covariance
@@ -226,11 +226,8 @@ def main(
     knobs: Annotated[Knobs, tyro.conf.OmitArgPrefixes],
     run_dir: Path = Path("runs/gmm"),
 ) -> None:
-    try:
+    with clear_errors():
         result = run(knobs, run_dir)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     print(f"mean log p(x) of images in nats, +- standard error\n{table(result)}")
     print(run_dir)
 

@@ -43,6 +43,7 @@ import numpy as np
 import tyro
 
 from experiments import mnist_iwae
+from vi_jax.commands import clear_errors
 from vi_jax.experiment import run
 
 STORED = Path(__file__).parent / "results" / "iwae_table.json"
@@ -209,12 +210,9 @@ def main(argv: list[str] | None = None) -> None:
         description=description,
         args=argv[1:] if train else argv,
     )
-    try:
+    with clear_errors():
         if train:
             train_cell(asked)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
     print(table(collect(asked.run_dir)))
 
 

@@ -119,7 +119,7 @@ def build(knobs: Knobs) -> Experiment:
     )
     if (knobs.first_k > 0) != (knobs.first_epochs > 0):
         raise ValueError("first_k and first_epochs go together: set both, or neither")
-    if knobs.first_epochs > knobs.epochs:
+    if knobs.first_k and knobs.first_epochs > knobs.epochs:
         raise ValueError("first_epochs are some of the epochs: no more than these")
     last_of_first = steps(epochs=knobs.first_epochs) if knobs.first_k else 0
     optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]

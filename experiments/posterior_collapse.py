@@ -30,7 +30,6 @@ others differ by 1.1 nats at most.
 
 import dataclasses
 import functools
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,6 +53,7 @@ from vi_jax import (
     training,
 )
 from vi_jax.aggressive import aggressive_encoder
+from vi_jax.commands import clear_errors
 from vi_jax.data import batches
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.evaluation import collapse_report, split_rate
@@ -290,11 +290,8 @@ def main(
     run_dir: Path = Path("runs/posterior_collapse"),
 ) -> None:
     """Train a collapsing VAE and its cures, with a table and a picture in run_dir."""
-    try:
+    with clear_errors():
         show(run(knobs, run_dir), run_dir)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ CPU cores.
 """
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -39,6 +38,7 @@ from vi_jax import (
     runs,
     training,
 )
+from vi_jax.commands import clear_errors
 from vi_jax.data import batches, sources
 from vi_jax.evaluation import variational_gap
 from vi_jax.model import Model
@@ -312,11 +312,8 @@ def main(
     run_dir: Path = Path("runs/ppca"),
 ) -> None:
     """Fit probabilistic PCA four ways, with a table and pictures in run_dir."""
-    try:
+    with clear_errors():
         show(run(knobs, run_dir), run_dir)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """The command line of an experiment: train, evaluate, appraise and draw."""
 
+import contextlib
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,13 +44,21 @@ def main(
     rest = argv[1:] if argv and argv[0] in commands else argv
     program = f"python -m experiments.{name} {command}".removesuffix(" train")
     try:
-        tyro.cli(commands[command], prog=program, args=rest)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        with clear_errors():
+            tyro.cli(commands[command], prog=program, args=rest)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def clear_errors() -> Iterator[None]:
+    """Where the user can mend it: one line and exit status 1 instead of a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
