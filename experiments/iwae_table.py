@@ -30,6 +30,9 @@ dear: large batches, or many samples (nothing measurable at k = 50). DReG takes 
 times a step of `reparam` at k = 50. Many samples sharpen what few have reached: at
 k = 50 the first 110 epochs of 155 are with 5 samples, in a third of the time. Of no use
 (in `mnist_vae`'s setting): averaged parameters, KL annealing.
+
+Expect of the IWAE objective 85.74 (k = 1), 85.27 (k = 5), 84.95 (k = 50) and, with two
+layers, 82.97 (k = 50) nats, after 20, 48, 92 and 110 minutes on one core.
 """
 
 import dataclasses
