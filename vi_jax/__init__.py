@@ -6,10 +6,12 @@ vi_jax.models.vae(prior, posterior, likelihood)  # a record of pure functions
 """
 
 from vi_jax import (
+    aggressive as aggressive,
     bounds as bounds,
     data as data,
     distributions as distributions,
     divergences as divergences,
+    early_stopping as early_stopping,
     em as em,
     estimators as estimators,
     evaluation as evaluation,
@@ -22,6 +24,7 @@ from vi_jax import (
     priors as priors,
     quadrature as quadrature,
     schedules as schedules,
+    semi_supervised as semi_supervised,
     training as training,
 )
 from vi_jax.key_functions import (

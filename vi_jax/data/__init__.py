@@ -1,4 +1,5 @@
 """Images as arrays (`sources`), and minibatches of them (`batches`, `images`)."""
 
 from vi_jax.data.images import image_data as image_data
+from vi_jax.data.labels import keep_balanced as keep_balanced, mixed as mixed
 from vi_jax.data.sources import from_arrays as from_arrays, load as load
