@@ -115,19 +115,30 @@ def test_each_validation_logs_what_the_latents_carry(finished):
     assert parts == pytest.approx(each.sum(1).mean(), abs=0.5)
 
 
-def test_early_stopping_waits_for_beta_and_then_for_its_patience(small, tmp_path):
-    """Under a step size of nearly 0 no validation is better than the one before."""
+def test_early_stopping_waits_for_beta_and_then_for_its_patience(
+    small, tmp_path, monkeypatch
+):
+    """Where every validation is worse than the one before it."""
+    falling = iter(range(0, -100, -1))
+    monkeypatch.setattr(
+        experiment,
+        "_validation",
+        lambda built: lambda params: {"valid_bound": float(next(falling))},
+    )
     knobs = {"anneal": "linear", "anneal_epochs": 5, "epochs": 20, "patience": 2}
-    result = train(small, tmp_path, learning_rate=1e-12, **knobs)
-    # beta is at its end from step 70 on: the best of the scores is there.
+    result = train(small, tmp_path, **knobs)
+    # beta is at its end from step 70 on, and the best since then is the first.
     assert (result["steps"], result["checkpoint"]) == (98, "best")
     built, _ = final_state(tmp_path)
     like = experiment.initial_state(built)
     best = open_checkpoints(tmp_path / "checkpoints").restore(like, "best")
-    assert best.step >= 70
+    assert best.step == 70
+    measure = experiment.make_evaluator(built.model, num_samples=20)
+    nll = -np.mean(measure(best.params, built.data.test).log_px)
+    assert result["nll"] == pytest.approx(nll, rel=1e-6)
     # Killed after it had stopped, it stops where it was.
     (tmp_path / "result.json").unlink()
-    again = train(small, tmp_path, learning_rate=1e-12, **knobs)
+    again = train(small, tmp_path, **knobs)
     assert (again["steps"], again["nll"]) == (98, result["nll"])
 
 
