@@ -22,7 +22,7 @@ EVERYTHING = {
     *("models", "objectives", "evaluation", "soap", "training", "checkpoints"),
     *("em", "maximum_likelihood", "data", "plots", "runs", "experiment"),
     *("diagnosis", "commands", "networks", "key_functions"),
-    *("aggressive", "early_stopping", "semi_supervised"),
+    *("aggressive", "early_stopping", "resumable", "semi_supervised"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -53,6 +53,7 @@ MAY_IMPORT = {
     "data": TOOLS,
     "plots": TOOLS,
     "runs": TOOLS,
+    "resumable": TOOLS | {"training", "checkpoints", "early_stopping", "runs"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},
     "commands": EVERYTHING - {"commands"},
@@ -66,7 +67,9 @@ OWNERS = {
     "tensorflow_datasets": {"data"},
     "matplotlib": {"plots", "experiment"},  # experiment names the type Figure
     "tensorboardX": {"runs"},
-    "optax": {"aggressive", "soap", "training", "experiment", "evaluation"},
+    "optax": {
+        *("aggressive", "soap", "training", "resumable", "experiment", "evaluation"),
+    },
     "tyro": {"experiment", "commands"},
 }
 

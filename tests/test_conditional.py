@@ -178,6 +178,19 @@ def test_under_vmap_over_classes_the_image_meets_its_matrix_once():
     assert count(c) < 1.1 * count(c[:1])
 
 
+def test_a_context_goes_with_a_conditional_and_none_with_a_model():
+    plain, c = linear_gaussian(LATENTS), jnp.ones(CLASSES)
+    assert models.at_context(plain, None) is plain
+    params, z = small_params(), jnp.ones(LATENTS)
+    np.testing.assert_array_equal(
+        models.at_context(small(), c).likelihood(params, z).logits,
+        small()(c).likelihood(params, z).logits,
+    )
+    for model, wrong in ((plain, c), (small(), None)):
+        with pytest.raises(ValueError, match="needs a context c for each example"):
+            models.at_context(model, wrong)
+
+
 def test_wrong_use_is_an_error():
     how = {"preprocess": lambda key, batch: batch["x"]}
     with pytest.raises(ValueError, match="needs `context`"):

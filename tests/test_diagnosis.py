@@ -12,7 +12,11 @@ from vi_jax.models import Chain
 
 # Pixels of 0 or 1 are as good an x as any to a Gaussian model of three numbers.
 IMAGES = np.array([[0, 255, 0], [255, 255, 0], [255, 0, 255]], np.uint8)
-RUN = SimpleNamespace(model=WRONG, data=SimpleNamespace(test=IMAGES))
+RUN = SimpleNamespace(
+    model=WRONG,
+    data=SimpleNamespace(test=IMAGES, test_label=None),
+    contexts=lambda label: None,
+)
 
 
 def mean_log_px(n):
@@ -68,6 +72,7 @@ def test_no_annealing_steps_is_an_error():
 def test_latents_of_several_layers_are_an_error_that_names_another_way():
     first = EXACT.prior(wrong_params())
     chain = Chain(first, (), (), True)
-    run = SimpleNamespace(model=WRONG._replace(prior=lambda p: chain), data=RUN.data)
+    model = WRONG._replace(prior=lambda p: chain)
+    run = SimpleNamespace(model=model, data=RUN.data, contexts=RUN.contexts)
     with pytest.raises(ValueError, match="use importance sampling"):
         diagnosis.annealed(run, wrong_params(), num_images=1, num_steps=2)

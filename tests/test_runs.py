@@ -15,13 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import mnist_iwae, mnist_vae
+from experiments import mnist_fsvae, mnist_iwae, mnist_vae
 from vi_jax import commands, experiment, runs, training
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.data.batches import padded
 
 ROOT = Path(__file__).parent.parent
-MODULES = {"mnist_vae": mnist_vae, "mnist_iwae": mnist_iwae}
+MODULES = {
+    "mnist_vae": mnist_vae,
+    "mnist_iwae": mnist_iwae,
+    "mnist_fsvae": mnist_fsvae,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,23 @@ def small(tmp_path_factory):
     make = lambda n: np.repeat(rng.integers(0, 256, (n, 4, 1)), 4, axis=2)
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez(path, x_train=make(300), x_test=make(33))
+    return path
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Images of 4x4 whose left or right half is on, the class, with some noise."""
+    rng = np.random.default_rng(1)
+
+    def make(n):
+        label = rng.integers(0, 2, n)
+        left = np.repeat(np.stack([label == 0, label == 1], 1), 2, 1)[:, None]
+        chance = np.where(np.tile(left, (1, 4, 1)), 0.9, 0.1)
+        return (255 * (rng.random((n, 4, 4)) < chance)).astype(np.uint8), label
+
+    (x_train, y_train), (x_test, y_test) = make(300), make(40)
+    path = tmp_path_factory.mktemp("data") / "labelled.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     return path
 
 
@@ -214,6 +235,71 @@ def test_commands_on_a_finished_run(finished, command, capsys):
             assert again["num_samples"] == 30
 
 
+@pytest.fixture(scope="module")
+def conditional(labelled, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "conditional"
+    knobs = {"epochs": 30, "hidden": 8, "learning_rate": 0.02}
+    return run_dir, train(labelled, run_dir, "mnist_fsvae", **knobs)
+
+
+def test_a_conditional_model_is_measured_given_the_label(conditional):
+    """16 pixels of 0.325 nats each at best; without the label log 2 more, or near."""
+    run_dir, result = conditional
+    given = -16 * (0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert abs(result["nll"] - given) < 4 * result["nll_stderr"] + 0.3
+    # Half the pixels wrong is a tie: Bayes' rule errs on some 2 in 10,000.
+    assert result["bayes_accuracy"] == 1.0 and result["bayes_samples_per_class"] == 10
+    built, state = final_state(run_dir, "mnist_fsvae")
+    params = training.averaged_params(state)
+    measure = experiment.make_evaluator(built.model, num_samples=50)
+    contexts = built.contexts(1 - built.data.test_label)
+    wrong = -np.mean(measure(params, built.data.test, contexts).log_px)
+    assert wrong > result["nll"] + 10
+
+
+def test_draws_and_paths_of_a_conditional_model_go_class_by_class(conditional):
+    run_dir, _ = conditional
+    built, state = final_state(run_dir, "mnist_fsvae")
+    for name in ("samples", "reconstructions", "interpolations", "analogies"):
+        assert (run_dir / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            experiment.plots,
+            "image_grid",
+            lambda images, *, columns: shown.append((np.asarray(images), columns)),
+        )
+        experiment.sample_figure(built, state.params, num=8)
+        experiment.analogy_figure(built, state.params, rows=3)
+        experiment.interpolation_figure(built, state.params, rows=4, points=5)
+    left = lambda images: images[..., :2, 0].mean((-1, -2)) > 0.5
+    (drawn, columns), (analogies, wide), (paths, points) = shown
+    assert columns == 2
+    np.testing.assert_array_equal(left(drawn), [True, False] * 4)
+    assert wide == 3  # the image itself, and it as each of the two classes
+    np.testing.assert_array_equal(left(analogies.reshape(3, 3, 4, 4, 1)[:, 1]), True)
+    np.testing.assert_array_equal(left(analogies.reshape(3, 3, 4, 4, 1)[:, 2]), False)
+    by_path = left(paths).reshape(4, points)
+    np.testing.assert_array_equal(by_path, by_path[:, :1].repeat(points, 1))
+
+
+def test_diagnoses_of_a_conditional_model_are_given_the_label(conditional):
+    run_dir, _ = conditional
+    argv = ["gaps", "--run-dir", str(run_dir), "--num-images", "3"]
+    commands.main(
+        "mnist_fsvae",
+        mnist_fsvae.Knobs,
+        mnist_fsvae.build,
+        [*argv, "--num-samples", "50"],
+    )
+    found = json.loads((run_dir / "gaps-last-3.json").read_text())
+    built, state = final_state(run_dir, "mnist_fsvae")
+    contexts = built.contexts(built.data.test_label[:3])
+    measure = experiment.make_evaluator(built.model, num_samples=500, batch_size=3)
+    log_px = measure(state.params, built.data.test[:3], contexts).log_px.mean()
+    assert found["log_px"] == pytest.approx(log_px, abs=0.5)
+
+
 @pytest.mark.parametrize("command, measure", [("anneal", "annealed"), ("gaps", "gaps")])
 def test_a_diagnosis_is_printed_and_stored(finished, command, measure, monkeypatch):
     """What is measured is for test_diagnosis; here, that the command asks for it."""
@@ -280,6 +366,14 @@ def test_bad_knobs_are_one_clear_message(small, tmp_path, capsys, knobs, message
     assert [line for line in lines if line.startswith("error: ") and message in line]
     if "learning_rate" not in knobs or not knobs["learning_rate"]:
         assert not (tmp_path / "run").exists(), "nothing is written for a bad knob"
+
+
+def test_a_set_without_labels_is_one_clear_message(small, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train(small, tmp_path / "run", "mnist_fsvae")
+    assert caught.value.code == 1
+    assert "has no labels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,13 @@
 """How far a number that `evaluate` reports can be trusted, and what it lacks."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vi_jax.data.batches import padded
 from vi_jax.evaluation import ais, elbo_gaps, log_likelihood, reverse_ais, tune
-from vi_jax.experiment import EVALUATION_SEED, Experiment, progress_bar
+from vi_jax.experiment import Experiment, over_images
+from vi_jax.models import at_context
 from vi_jax.types import Array, Key, Params
 
 IMAGES_AT_ONCE = 20
@@ -33,10 +31,10 @@ def annealed(
     Raises ValueError where a number is below 1, and where latents are no one array.
     """
     _check(num_images=num_images, num_samples=num_samples)
-    model = experiment.model
     how = {"num_chains": num_chains}
 
-    def of_data(key: Key, x: Array) -> dict[str, Array]:
+    def of_data(params: Params, key: Key, x: Array, c: Array | None):
+        model = at_context(experiment.model, c)
         key_tune, key_ais, key_is = jax.random.split(key, 3)
         found = tune(model, params, key_tune, x, num_steps=num_steps, **how)
         lower = ais(model, params, key_ais, x, found, **how)
@@ -49,7 +47,8 @@ def annealed(
             "acceptance": lower.acceptance,
         }
 
-    def of_model(key: Key, _: Array) -> dict[str, Array]:
+    def of_model(params: Params, key: Key, _: Array, c: Array | None):
+        model = at_context(experiment.model, c)
         key_z, key_x, key_tune, key_up, key_down = jax.random.split(key, 5)
         z = model.prior(params).sample(key_z)
         x = model.likelihood(params, z).sample(key_x)
@@ -58,9 +57,13 @@ def annealed(
         upper = reverse_ais(model, params, key_down, x, z, found, **how).log_px
         return {"lower": lower, "upper": upper, "gap": upper - lower}
 
-    x = experiment.data.test[:num_images]
-    data = _over_images(of_data, x, "test image", seed=0)
-    drawn = _over_images(of_model, x, "simulated image", seed=1)
+    x, contexts = _first(experiment, num_images)
+    size = min(IMAGES_AT_ONCE, len(x))
+    each = lambda one, unit, seed: over_images(
+        one, batch_size=size, seed=seed, unit=unit
+    )(params, x, contexts)
+    data = each(of_data, "test image", 0)
+    drawn = each(of_model, "simulated image", 1)
     mc = float(np.sqrt(np.sum(data.pop("mc_variance"))) / len(x))
     return {
         "num_images": len(x),
@@ -88,9 +91,9 @@ def gaps(
     """
     _check(num_images=num_images)
 
-    def one(key: Key, x: Array) -> dict[str, Array]:
+    def one(params: Params, key: Key, x: Array, c: Array | None):
         found = elbo_gaps(
-            experiment.model,
+            at_context(experiment.model, c),
             params,
             key,
             x,
@@ -99,8 +102,9 @@ def gaps(
         )
         return found._asdict()
 
-    x = experiment.data.test[:num_images]
-    found = _over_images(one, x, "image", seed=2)
+    x, contexts = _first(experiment, num_images)
+    size = min(IMAGES_AT_ONCE, len(x))
+    found = over_images(one, batch_size=size, seed=2)(params, x, contexts)
     found.pop("log_px_stderr")
     return {
         "num_images": len(x),
@@ -116,30 +120,11 @@ def _check(**counts: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}")
 
 
-def _over_images(
-    one: Callable[[Key, Array], dict[str, Array]],
-    x: np.ndarray,
-    unit: str,
-    *,
-    seed: int,
-) -> dict[str, np.ndarray]:
-    """`one` of every image [n, D] of bytes, some at a time, as [n] arrays."""
-    at = jax.random.fold_in(jax.random.key(EVALUATION_SEED), seed)
-    size = min(IMAGES_AT_ONCE, len(x))
-
-    @jax.jit
-    def some(start: Array, rows: Array) -> dict[str, Array]:
-        places = start + jnp.arange(size)
-        keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
-        return jax.vmap(one)(keys, rows.astype(jnp.float32) / 255)
-
-    parts = []
-    with progress_bar(len(x), unit) as bar:
-        for i, (rows, mask) in enumerate(padded(x, batch_size=size)):
-            part = jax.device_get(some(i * size, rows))
-            parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
-            bar.update(int(mask.sum()))
-    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+def _first(experiment: Experiment, n: int) -> tuple[np.ndarray, Array | None]:
+    """The first n test images, and their contexts."""
+    label = experiment.data.test_label
+    contexts = experiment.contexts(None if label is None else label[:n])
+    return experiment.data.test[:n], contexts
 
 
 def _means(found: dict[str, np.ndarray]) -> dict[str, float]:

@@ -4,10 +4,9 @@ An experiment is a frozen dataclass of knobs and a function from it to an `Exper
 `commands.main` gives it a command line.
 """
 
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,23 +15,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from vi_jax import model as models, plots, runs
-from vi_jax.checkpoints import Checkpoints, open_checkpoints
+from vi_jax import model as models, plots, resumable, runs
 from vi_jax.data.batches import padded
 from vi_jax.data.images import ImageData
-from vi_jax.early_stopping import EarlyStopping, stops
+from vi_jax.early_stopping import EarlyStopping
 from vi_jax.evaluation import (
     LogLikelihood,
     active_units,
+    class_log_joints,
     collapse_report,
     log_likelihood,
 )
 from vi_jax.evaluation.psis import RELIABLE_PARETO_K
 from vi_jax.model import Model
-from vi_jax.training import TrainState, averaged_params, fit, init_state
-from vi_jax.types import Array, LossFn, Metrics, Params
+from vi_jax.models import Conditional, at_context
+from vi_jax.resumable import Training, progress_bar
+from vi_jax.training import TrainState, init_state
+from vi_jax.types import Array, Key, LossFn, Metrics, Params
 
 EVALUATION_SEED = 123
 VALID_SAMPLES = 100
@@ -41,7 +41,7 @@ VALID_SAMPLES = 100
 class Experiment(NamedTuple):
     """All that a run needs."""
 
-    model: Model
+    model: Model | Conditional  # given the label, one-hot
     loss: LossFn
     optimizer: optax.GradientTransformation
     data: ImageData
@@ -53,6 +53,11 @@ class Experiment(NamedTuple):
     about: dict[str, Any]  # repeated in result.json
     earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
     early_stopping: EarlyStopping | None = None  # and the best parameters then
+    num_classes: int = 0  # of the labels, where the model is conditional
+
+    def contexts(self, label: np.ndarray | None) -> Array | None:
+        """What the model is given beside each x, [n, c]; None where it takes x only."""
+        return jax.nn.one_hot(label, self.num_classes) if self.num_classes else None
 
 
 def initial_state(experiment: Experiment) -> TrainState:
@@ -61,21 +66,29 @@ def initial_state(experiment: Experiment) -> TrainState:
     The trace makes any wrong use an error here, before a run folder exists.
     Raises ValueError for it, and for a number of steps or samples below 1.
     """
-    for name in ("num_steps", "scan_steps", "checkpoint_steps", "num_eval_samples"):
-        if getattr(experiment, name) < 1:
-            raise ValueError(f"{name} must be at least 1")
-    if experiment.early_stopping:
-        stops(experiment.early_stopping, ())
+    if experiment.num_eval_samples < 1:
+        raise ValueError("num_eval_samples must be at least 1")
     x = jnp.zeros(experiment.data.mean.shape, jnp.float32)
-    # Away from the keys of the steps, which are fold_in(key(seed), step).
-    key = jax.random.fold_in(jax.random.key(experiment.seed), 2**32 - 1)
-    params = experiment.model.init(key, x)
-    stream = experiment.data.train
-    trace = lambda params, key, resident: experiment.loss(
-        params, key, stream.gather(resident, stream.at(0))
-    )
-    jax.eval_shape(trace, params, key, stream.resident)
+    c = experiment.contexts(0)
+    key = resumable.init_key(experiment.seed)
+    params = at_context(experiment.model, c).init(key, x)
+    resumable.check(_training(experiment), params)
     return init_state(params, experiment.optimizer)
+
+
+def _training(experiment: Experiment) -> Training:
+    return Training(
+        experiment.loss,
+        experiment.optimizer,
+        experiment.data.train,
+        seed=experiment.seed,
+        num_steps=experiment.num_steps,
+        scan_steps=experiment.scan_steps,
+        checkpoint_steps=experiment.checkpoint_steps,
+        validate=_validation(experiment),
+        earlier=experiment.earlier,
+        early_stopping=experiment.early_stopping,
+    )
 
 
 def run(experiment: Experiment, run_dir: Path, *, name: str, knobs) -> dict[str, Any]:
@@ -94,64 +107,18 @@ def run(experiment: Experiment, run_dir: Path, *, name: str, knobs) -> dict[str,
 def _train_and_evaluate(
     experiment: Experiment, state: TrainState, run_dir: Path
 ) -> dict[str, Any]:
-    checkpoints = open_checkpoints(run_dir / "checkpoints")
-    state = _train(experiment, state, run_dir, checkpoints)
-    which = "best" if experiment.early_stopping else "last"
-    if which == "best":
-        state = checkpoints.restore(state, which)
-    params = averaged_params(state)
+    params, about = resumable.train(_training(experiment), state, run_dir)
     result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
     records = runs.read_metrics(run_dir)
     for file, figure in _pictures(experiment, params, records).items():
         figure.savefig(run_dir / file)
-    return result | {
-        "train_seconds": round(records[-1]["seconds"], 1),
-        "steps": records[-1]["step"],
-        "skipped_steps": sum(r["skipped"] for r in records),
-        "checkpoint": which,
-        "seed": experiment.seed,
-        **experiment.about,
-    }
-
-
-def _train(
-    experiment: Experiment, state: TrainState, run_dir: Path, checkpoints: Checkpoints
-) -> TrainState:
-    state = checkpoints.restore(state) or state
-    step = int(state.step)
-    if step:
-        print(f"resuming {run_dir} from step {step}", file=sys.stderr)
-    before = [r for r in runs.read_metrics(run_dir) if r["step"] <= step]
-    start = time.perf_counter() - max([r["seconds"] for r in before], default=0.0)
-    scores = [(r["step"], r["valid_bound"]) for r in before if "valid_bound" in r]
-    rule = experiment.early_stopping or EarlyStopping(experiment.num_steps, 0)
-    validate = _validation(experiment)
-    every, last = experiment.checkpoint_steps, experiment.num_steps
-    with (
-        runs.metrics_log(run_dir, step) as log,
-        progress_bar(last, "step", initial=step) as bar,
-    ):
-        steps = _steps(experiment, state)
-        while not stops(rule, scores) and (new := next(steps, None)):
-            state, metrics = new
-            step, previous = int(state.step), step
-            due = step // every > previous // every or step == last
-            if due:
-                metrics |= validate(averaged_params(state))
-                scores.append((step, metrics["valid_bound"]))
-            seconds = time.perf_counter() - start
-            log({"step": step, "seconds": seconds, **metrics})
-            if due:
-                counts = step >= rule.start
-                checkpoints.save(state, scores[-1][1] if counts else -np.inf)
-            bar.update(step - previous)
-            bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
-    return state
+    return result | about | experiment.about
 
 
 def _validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
     """params -> what is logged of the validation images: bound and latents."""
     model, x = experiment.model, experiment.data.valid
+    contexts = experiment.contexts(experiment.data.valid_label)
     bound = make_evaluator(model, num_samples=VALID_SAMPLES)
 
     @jax.jit
@@ -161,75 +128,74 @@ def _validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
         return collapse_report(key, found, model.prior(params))
 
     def validate(params: Params) -> dict[str, Any]:
-        found = {"valid_bound": np.mean(bound(params, x).log_px)}
-        if len(x) > 1:  # of one image nothing varies
+        found = {"valid_bound": np.mean(bound(params, x, contexts).log_px)}
+        # Of one image nothing varies; given labels there is no one prior to compare to.
+        if len(x) > 1 and contexts is None:
             found |= jax.device_get(latents(params, x.astype(np.float32) / 255))
         return {name: value.tolist() for name, value in found.items()}
 
     return validate
 
 
-def _steps(
-    experiment: Experiment, state: TrainState
-) -> Iterator[tuple[TrainState, Metrics]]:
-    """`fit`, through the stages of the experiment."""
-    for loss, last in (*experiment.earlier, (experiment.loss, experiment.num_steps)):
-        steps = fit(
-            loss,
-            experiment.optimizer,
-            state,
-            experiment.data.train,
-            seed=experiment.seed,
-            num_steps=last,
-            scan_steps=experiment.scan_steps,
-        )
-        for new, metrics in steps:
-            yield new, metrics
-            state = new
-
-
-def progress_bar(total: int, unit: str, **options) -> tqdm:
-    """A progress bar, quiet where nobody watches."""
-    # A log file gets a line every half minute, a terminal a moving bar.
-    pace = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, unit=unit, mininterval=pace, dynamic_ncols=True, **options)
-
-
 def make_evaluator(
-    model: Model,
+    model: Model | Conditional,
     *,
     num_samples: int,
     batch_size: int = 20,
     chunk: int = 50,
     progress: bool = False,
-) -> Callable[[Params, np.ndarray], LogLikelihood]:
-    """(params, x uint8 [n, D]) -> LogLikelihood of [n] arrays, compiled once.
+) -> Callable[..., LogLikelihood]:
+    """(params, x uint8 [n, D], contexts [n, ...] or None) -> LogLikelihood, [n] each.
 
-    The draws of an example depend on its place and EVALUATION_SEED, on nothing else.
-    batch_size x chunk rows go through the decoder at a time.
+    Compiled once. The draws of an example depend on its place and EVALUATION_SEED, on
+    nothing else. batch_size x chunk rows go through the decoder at a time.
+    """
+
+    def one(params: Params, key: Key, x: Array, c: Array | None) -> LogLikelihood:
+        given = at_context(model, c)
+        return log_likelihood(
+            given, params, key, x, num_samples=num_samples, chunk=chunk
+        )
+
+    return over_images(one, batch_size=batch_size, progress=progress)
+
+
+def over_images(
+    one: Callable[[Params, Key, Array, Array | None], Any],
+    *,
+    batch_size: int = 20,
+    seed: int | None = None,
+    unit: str = "image",
+    progress: bool = True,
+) -> Callable[..., Any]:
+    """`one(params, key, x, c)` of every image, as (params, x [n, D] of bytes, c=None).
+
+    batch_size images at a time, compiled once, as numpy arrays [n, ...]. The key of an
+    image depends on its place, `seed` and EVALUATION_SEED.
     """
 
     @jax.jit
-    def batch(params: Params, start: Array, x: Array) -> LogLikelihood:
-        def one(i: Array, x: Array) -> LogLikelihood:
-            key = jax.random.fold_in(jax.random.key(EVALUATION_SEED), i)
-            return log_likelihood(
-                model, params, key, x, num_samples=num_samples, chunk=chunk
-            )
-
+    def some(params: Params, start: Array, rows: tuple) -> Any:
+        at = jax.random.key(EVALUATION_SEED)
+        at = at if seed is None else jax.random.fold_in(at, seed)
         places = start + jnp.arange(batch_size)
-        return jax.vmap(one)(places, x.astype(jnp.float32) / 255)
+        keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
+        x, c = rows
+        x = x.astype(jnp.float32) / 255
+        return jax.vmap(lambda key, x, c: one(params, key, x, c))(keys, x, c)
 
-    def evaluate(params: Params, x: np.ndarray) -> LogLikelihood:
+    def each(params: Params, x: np.ndarray, contexts: Array | None = None):
         parts = []
-        with progress_bar(len(x), "image", disable=not progress) as bar:
-            for i, (rows, mask) in enumerate(padded(x, batch_size=batch_size)):
-                part = jax.device_get(batch(params, i * batch_size, rows))
+        with progress_bar(len(x), unit, disable=not progress) as bar:
+            for i, (rows, mask) in enumerate(
+                padded((x, contexts), batch_size=batch_size)
+            ):
+                part = jax.device_get(some(params, i * batch_size, rows))
                 parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
                 bar.update(int(mask.sum()))
         return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
-    return evaluate
+    return each
 
 
 def evaluate(
@@ -238,12 +204,14 @@ def evaluate(
     """The test log-likelihood and what belongs beside it, in nats per example.
 
     `nll_stderr` is the standard error over test images, `nll_mc_stderr` the part of it
-    that more importance samples would remove.
+    that more importance samples would remove. Of a conditional model all is given the
+    label, and `bayes_accuracy` is that of Bayes' rule over its classes.
     """
     start = time.perf_counter()
-    x = experiment.data.test
-    evaluator = make_evaluator(experiment.model, num_samples=num_samples, progress=True)
-    found = evaluator(params, x)
+    x, contexts = experiment.data.test, experiment.contexts(experiment.data.test_label)
+    model = experiment.model
+    evaluator = make_evaluator(model, num_samples=num_samples, progress=True)
+    found = evaluator(params, x, contexts)
     _warn_of_heavy_tails(found.khat)
     bad = ~np.isfinite(found.log_px)
     if bad.any():
@@ -251,9 +219,11 @@ def evaluate(
             f"log p(x) of test image {bad.argmax()} is {found.log_px[bad.argmax()]} "
             f"({bad.sum()} such images): the parameters are not usable"
         )
-    posterior_mean = lambda x: experiment.model.posterior(params, x).mean()
-    means = jax.lax.map(posterior_mean, jnp.asarray(x) / 255.0, batch_size=1000)
+    mean = lambda params, key, x, c: at_context(model, c).posterior(params, x).mean()
+    means = over_images(mean, batch_size=1000, progress=False)(params, x, contexts)
     active = [int(active_units(m).sum()) for m in jax.tree.leaves(means)]
+    by_classes = experiment.num_classes > 0
+    classified = _classified(experiment, params, num_samples) if by_classes else {}
     n = len(x)
     stderr = np.std(found.log_px, ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return {
@@ -268,10 +238,28 @@ def evaluate(
         "khat_above_0.7": int(np.sum(found.khat > RELIABLE_PARETO_K)),
         "active_units": sum(active),
         "active_units_per_layer": active,
+        **classified,
         "eval_seconds": round(time.perf_counter() - start, 1),
         "split": "test",
         "num_test": n,
     }
+
+
+def _classified(
+    experiment: Experiment, params: Params, num_samples: int
+) -> dict[str, Any]:
+    """How Bayes' rule classifies the test images, at the cost of their log p(x | y)."""
+    of_each = max(1, num_samples // experiment.num_classes)
+    even = np.full(experiment.num_classes, -np.log(experiment.num_classes))
+
+    def one(params: Params, key: Key, x: Array, c: None) -> Array:
+        return class_log_joints(
+            experiment.model, even, params, key, x, num_samples=of_each
+        )
+
+    log_joints = over_images(one, progress=True)(params, experiment.data.test)
+    right = np.argmax(log_joints, 1) == experiment.data.test_label
+    return {"bayes_accuracy": float(right.mean()), "bayes_samples_per_class": of_each}
 
 
 def _warn_of_heavy_tails(khat: np.ndarray) -> None:
@@ -291,39 +279,85 @@ def _as_images(experiment: Experiment, x: Array) -> np.ndarray:
 
 
 def sample_figure(experiment: Experiment, params: Params, *, num=100, seed=0) -> Figure:
-    """Means of p(x | z) at draws from the prior."""
-    keys = jax.random.split(jax.random.key(seed), num)
-    draw = jax.vmap(lambda key: models.generate(experiment.model, params, key))
-    return plots.image_grid(_as_images(experiment, draw(keys)), columns=10)
+    """Means of p(x | z) at draws from the prior; of classes in turn, one a column."""
+    columns = experiment.num_classes or 10
+    key = jax.random.key(seed)
+    # A row has one key: where the prior is that of every class, one z.
+    keys = jnp.arange(num) // (columns if experiment.num_classes else 1)
+
+    def draw(i: Array, c: Array | None) -> Array:
+        at = at_context(experiment.model, c)
+        return models.generate(at, params, jax.random.fold_in(key, i))
+
+    images = jax.vmap(draw)(keys, experiment.contexts(jnp.arange(num) % columns))
+    return plots.image_grid(_as_images(experiment, images), columns=columns)
 
 
 def reconstruction_figure(experiment: Experiment, params: Params) -> Figure:
     """Test images, each beside its reconstruction."""
-    x = jnp.asarray(experiment.data.test[:40]) / 255.0
+    x, label = _some(experiment, slice(40))
     keys = jax.random.split(jax.random.key(0), len(x))
-    one = lambda key, x: models.reconstruct(experiment.model, params, key, x)
-    pairs = plots.beside(x, jax.vmap(one)(keys, x))
+    one = lambda key, x, c: models.reconstruct(
+        at_context(experiment.model, c), params, key, x
+    )
+    pairs = plots.beside(x, jax.vmap(one)(keys, x, experiment.contexts(label)))
     return plots.image_grid(_as_images(experiment, pairs), columns=10)
 
 
 def interpolation_figure(
     experiment: Experiment, params: Params, *, rows=8, points=10, path=models.spherical
 ) -> Figure:
-    """Paths between the first test images, taken two by two."""
-    rows = min(rows, len(experiment.data.test) // 2)
-    x = jnp.asarray(experiment.data.test[: 2 * rows]) / 255.0
+    """Paths between the first test images, taken two by two; given labels, of one."""
+    label = experiment.data.test_label if experiment.num_classes else None
+    chosen = _pairs(len(experiment.data.test), label)[:rows]
+    x, label = _some(experiment, chosen)
 
-    def one(a: Array, b: Array) -> Array:
-        return models.interpolate(
-            experiment.model, params, a, b, num_points=points, path=path
-        )
+    def one(x: Array, c: Array | None) -> Array:
+        model = at_context(experiment.model, c)
+        return models.interpolate(model, params, *x, num_points=points, path=path)
 
-    images = jax.vmap(one)(x[::2], x[1::2])
+    of_pair = None if label is None else label[:, 0]
+    images = jax.vmap(one)(x, experiment.contexts(of_pair))
     return plots.image_grid(_as_images(experiment, images), columns=points)
 
 
+def _pairs(n: int, label: np.ndarray | None) -> np.ndarray:
+    """Places of n images two by two, [m, 2]; each pair of one label where there are."""
+    if label is None:
+        return np.arange(n - n % 2).reshape(-1, 2)
+    of_class = [np.flatnonzero(label == y) for y in np.unique(label)]
+    pairs = [_pairs(len(places), None) for places in of_class]
+    found = np.concatenate(
+        [places[pair] for places, pair in zip(of_class, pairs, strict=True)]
+    )
+    return found[np.argsort(found[:, 0])]
+
+
+def analogy_figure(experiment: Experiment, params: Params, *, rows=10) -> Figure:
+    """z of test images (first column) decoded as every class: each in the same hand."""
+    x, label = _some(experiment, slice(rows))
+    classes = experiment.contexts(np.arange(experiment.num_classes))
+
+    def one(x: Array, c: Array) -> Array:
+        z = models.infer(experiment.model(c), params, x).mean()
+        as_class = lambda c: experiment.model(c).likelihood(params, z).mean()
+        return jnp.concatenate([x[None], jax.vmap(as_class)(classes)])
+
+    images = jax.vmap(one)(x, experiment.contexts(label))
+    columns = experiment.num_classes + 1
+    return plots.image_grid(_as_images(experiment, images), columns=columns)
+
+
+def _some(experiment: Experiment, places) -> tuple[Array, np.ndarray | None]:
+    """Test images at these places, in [0, 1], and their labels where there are any."""
+    label = experiment.data.test_label
+    x = jnp.asarray(experiment.data.test[places]) / 255.0
+    return x, None if label is None else label[places]
+
+
 def _pictures(experiment: Experiment, params: Params, records) -> dict[str, Figure]:
-    return {
+    by_class = {"analogies.png": analogy_figure} if experiment.num_classes else {}
+    return {name: draw(experiment, params) for name, draw in by_class.items()} | {
         "samples.png": sample_figure(experiment, params),
         "reconstructions.png": reconstruction_figure(experiment, params),
         "interpolations.png": interpolation_figure(experiment, params),

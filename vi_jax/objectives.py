@@ -20,7 +20,7 @@ from vi_jax.model import (
     log_weight,
     sampled_terms,
 )
-from vi_jax.models import Conditional
+from vi_jax.models import Conditional, at_context
 from vi_jax.schedules import Schedule, constant
 from vi_jax.types import Array, Batch, Key, LossFn, Metrics, Params
 
@@ -104,7 +104,7 @@ def batch_loss(
 
         def one(key: Key, x: Array, c: Array | None) -> tuple[Array, Terms]:
             return per_example(
-                model if c is None else model(c),
+                at_context(model, c),
                 params,
                 key,
                 x,

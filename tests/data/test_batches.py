@@ -117,6 +117,18 @@ def test_padded_covers_everything_once(batch_size):
     assert sum(m.sum() for _, m in pairs) == N
 
 
+def test_padded_takes_a_tree_of_arrays_row_by_row():
+    x, c = np.arange(12.0).reshape(6, 2), np.arange(6)
+    kept = [
+        (rows[mask], labels[mask])
+        for (rows, labels), mask in batches.padded((x, c), batch_size=4)
+    ]
+    np.testing.assert_array_equal(np.concatenate([k[0] for k in kept]), x)
+    np.testing.assert_array_equal(np.concatenate([k[1] for k in kept]), c)
+    ((rows, none), mask) = next(batches.padded((x, None), batch_size=9))
+    assert none is None and mask.sum() == 6 and np.all(rows[6:] == x[-1])
+
+
 def test_padded_refuses_at_the_call():
     with pytest.raises(ValueError, match="batch_size is 0"):
         batches.padded(np.zeros((3, 2)), batch_size=0)

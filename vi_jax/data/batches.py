@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,24 +79,22 @@ def steps_per_run(n: int, *, epochs: float, batch_size: int) -> int:
     return int(np.ceil(epochs * n / batch_size))
 
 
-def padded(
-    x: np.ndarray, *, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def padded(x: Any, *, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
     """Consecutive batches (x [b, ...], mask bool [b]) that cover x [n, ...] once.
 
-    The last one is filled up with copies of its last row, for which mask is False.
-    Raises ValueError for a batch_size below 1.
+    x is an array, or a tree of them. The last batch is filled up with copies of its
+    last row, for which mask is False. Raises ValueError for a batch_size below 1.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     return _padded(x, batch_size)
 
 
-def _padded(x: np.ndarray, b: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    place = np.arange(b)
-    for start in range(0, len(x), b):
-        rows = np.minimum(start + place, len(x) - 1)
-        yield x[rows], start + place < len(x)
+def _padded(x: Any, b: int) -> Iterator[tuple[Any, np.ndarray]]:
+    place, n = np.arange(b), len(jax.tree.leaves(x)[0])
+    for start in range(0, n, b):
+        rows = np.minimum(start + place, n - 1)
+        yield jax.tree.map(lambda a, rows=rows: a[rows], x), start + place < n
 
 
 def binarize_dynamic(key: Key, image: Array) -> Array:

@@ -21,8 +21,26 @@ class ImageData(NamedTuple):
     num_train: int
     valid: np.ndarray  # uint8 [n, D], of 0 and 255 unless binarize is "none"
     test: np.ndarray  # uint8 [n, D], likewise
+    valid_label: np.ndarray | None  # int32 [n]; a batch then has "label" too
+    test_label: np.ndarray | None
     mean: np.ndarray  # f32 [D], of the training pixels in [0, 1]
     shape: tuple[int, int, int]  # (h, w, c)
+
+    def num_classes(self) -> int:
+        """How many classes 0, 1, ... the labels have; ValueError where there are none.
+
+        Every class must be among the training labels, and no label be negative.
+        """
+        if self.valid_label is None or self.test_label is None:
+            raise ValueError("this set has no labels, which are needed here")
+        train = self.train.resident["label"]
+        found = np.unique(np.concatenate([train, self.valid_label, self.test_label]))
+        if found[0] != 0 or not np.array_equal(np.unique(train), np.arange(len(found))):
+            raise ValueError(
+                f"the labels must be 0, 1, ... with each in the training set; got "
+                f"{np.unique(train)} there, and {found} in all"
+            )
+        return len(found)
 
 
 def image_data(
@@ -42,8 +60,10 @@ def image_data(
     What is evaluated is drawn once, with a fixed seed, whatever the seed of the run.
     Raises ValueError where a batch is larger than the set or num_valid leaves nothing.
     """
-    training = sources.load(dataset, "train", data_dir=data_dir).image
-    test = sources.load(dataset, "test", data_dir=data_dir).image
+    for_training = sources.load(dataset, "train", data_dir=data_dir)
+    for_test = sources.load(dataset, "test", data_dir=data_dir)
+    training, label = for_training.image, for_training.label
+    test, test_label = for_test.image, for_test.label
     if training.shape[1:] != test.shape[1:]:
         raise ValueError(
             f"{dataset} has training images of {training.shape[1:]} and test images of "
@@ -65,9 +85,22 @@ def image_data(
     training = training[:-num_valid]
     if binarize in ("static", "threshold"):
         training = batches.binarize_once(training, mode=binarize)
-    stream = batches.shuffled({"image": training}, batch_size=batch_size, seed=seed)
+    columns, valid_label = {"image": training}, None
+    if label is not None:
+        columns["label"], valid_label = label[:-num_valid], label[-num_valid:]
+    stream = batches.shuffled(columns, batch_size=batch_size, seed=seed)
     prepare = _draw if binarize == "dynamic" else _scale
-    return ImageData(stream, prepare, len(training), valid, test, mean, shape)
+    return ImageData(
+        stream,
+        prepare,
+        num_train=len(training),
+        valid=valid,
+        test=test,
+        valid_label=valid_label,
+        test_label=test_label,
+        mean=mean,
+        shape=shape,
+    )
 
 
 def _draw(key: Key, batch: Batch) -> Array:

@@ -12,6 +12,11 @@ from vi_jax.evaluation.bias_variance import (
     BiasVariance as BiasVariance,
     bias_variance as bias_variance,
 )
+from vi_jax.evaluation.classes import (
+    class_log_joints as class_log_joints,
+    expected_calibration_error as expected_calibration_error,
+    fit_temperature as fit_temperature,
+)
 from vi_jax.evaluation.exact import (
     ElboForms as ElboForms,
     elbo_forms as elbo_forms,

@@ -2,6 +2,7 @@
 
 from vi_jax.models.conditional import (
     Conditional as Conditional,
+    at_context as at_context,
     conditional_vae as conditional_vae,
     fixed as fixed,
 )

@@ -37,6 +37,18 @@ def conditional_vae(
     return given
 
 
+def at_context(model: Model | Conditional, c: Array | None) -> Model:
+    """The Model given c; a Model itself, which takes no context, where c is None.
+
+    Raises ValueError where a Model comes with a context, or a Conditional without.
+    """
+    if isinstance(model, tuple) == (c is not None):
+        raise ValueError(
+            "a conditional model needs a context c for each example; a Model takes none"
+        )
+    return model if c is None else model(c)
+
+
 def fixed(prior: Component) -> Component:
     """A prior p(z) without parameters as one that is the same for every context."""
 

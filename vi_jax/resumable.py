@@ -1,0 +1,144 @@
+"""Training into a run folder: logged, validated, and resumed where it was stopped."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from vi_jax import runs
+from vi_jax.checkpoints import Checkpoints, open_checkpoints
+from vi_jax.early_stopping import EarlyStopping, stops
+from vi_jax.training import Stream, TrainState, averaged_params, fit
+from vi_jax.types import Key, LossFn, Metrics, Params
+
+
+class Training(NamedTuple):
+    """All that the training of one run needs."""
+
+    loss: LossFn
+    optimizer: optax.GradientTransformation
+    batches: Stream
+    seed: int
+    num_steps: int
+    scan_steps: int  # steps in one dispatch
+    checkpoint_steps: int  # steps from one checkpoint, with its validation, to the next
+    validate: Callable[[Params], dict[str, Any]]  # -> what is logged with a checkpoint
+    score: str = "valid_bound"  # of what `validate` gives: higher is better
+    earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
+    early_stopping: EarlyStopping | None = None  # and the best parameters then
+
+    @property
+    def which(self) -> str:
+        """The checkpoint that is the outcome: "best" with early stopping, or "last"."""
+        return "best" if self.early_stopping else "last"
+
+
+def init_key(seed: int) -> Key:
+    """For the initial parameters, away from the steps' keys, fold_in(key(seed), t)."""
+    return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+
+
+def check(training: Training, params: Params) -> None:
+    """Raise ValueError for any wrong use, by one trace of the losses, at once."""
+    for name in ("num_steps", "scan_steps", "checkpoint_steps"):
+        if getattr(training, name) < 1:
+            raise ValueError(f"{name} must be at least 1")
+    if training.early_stopping:
+        stops(training.early_stopping, ())
+    stream = training.batches
+    for loss in (training.loss, *(loss for loss, _ in training.earlier)):
+        trace = lambda params, key, resident, loss=loss: loss(
+            params, key, stream.gather(resident, stream.at(0))
+        )
+        jax.eval_shape(trace, params, jax.random.key(0), stream.resident)
+
+
+def train(
+    training: Training, state: TrainState, run_dir: Path
+) -> tuple[Params, dict[str, Any]]:
+    """Train in `run_dir`, from its last checkpoint or from `state`.
+
+    Returns the parameters to use (averaged ones where the optimizer has them) and what
+    a result says of the training. The folder gets metrics.jsonl and checkpoints.
+    Raises NonFiniteError from `fit`, OSError where the folder cannot be written.
+    """
+    checkpoints = open_checkpoints(run_dir / "checkpoints")
+    state = _train(training, state, run_dir, checkpoints)
+    if training.which == "best":
+        state = checkpoints.restore(state, "best")
+    records = runs.read_metrics(run_dir)
+    about = {
+        "train_seconds": round(records[-1]["seconds"], 1),
+        "steps": records[-1]["step"],
+        "skipped_steps": sum(r["skipped"] for r in records),
+        "checkpoint": training.which,
+        "seed": training.seed,
+    }
+    return averaged_params(state), about
+
+
+def _train(
+    training: Training, state: TrainState, run_dir: Path, checkpoints: Checkpoints
+) -> TrainState:
+    state = checkpoints.restore(state) or state
+    step = int(state.step)
+    if step:
+        print(f"resuming {run_dir} from step {step}", file=sys.stderr)
+    before = [r for r in runs.read_metrics(run_dir) if r["step"] <= step]
+    start = time.perf_counter() - max([r["seconds"] for r in before], default=0.0)
+    name = training.score
+    scores = [(r["step"], r[name]) for r in before if name in r]
+    rule = training.early_stopping or EarlyStopping(training.num_steps, 0)
+    every, last = training.checkpoint_steps, training.num_steps
+    with (
+        runs.metrics_log(run_dir, step) as log,
+        progress_bar(last, "step", initial=step) as bar,
+    ):
+        steps = _steps(training, state)
+        while not stops(rule, scores) and (new := next(steps, None)):
+            state, metrics = new
+            step, previous = int(state.step), step
+            due = step // every > previous // every or step == last
+            if due:
+                metrics |= training.validate(averaged_params(state))
+                scores.append((step, metrics[name]))
+            seconds = time.perf_counter() - start
+            log({"step": step, "seconds": seconds, **metrics})
+            if due:
+                counts = step >= rule.start
+                checkpoints.save(state, scores[-1][1] if counts else -np.inf)
+            bar.update(step - previous)
+            bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
+    return state
+
+
+def _steps(
+    training: Training, state: TrainState
+) -> Iterator[tuple[TrainState, Metrics]]:
+    """`fit`, through the stages of the training."""
+    for loss, last in (*training.earlier, (training.loss, training.num_steps)):
+        steps = fit(
+            loss,
+            training.optimizer,
+            state,
+            training.batches,
+            seed=training.seed,
+            num_steps=last,
+            scan_steps=training.scan_steps,
+        )
+        for new, metrics in steps:
+            yield new, metrics
+            state = new
+
+
+def progress_bar(total: int, unit: str, **options) -> tqdm:
+    """A progress bar, quiet where nobody watches."""
+    # A log file gets a line every half minute, a terminal a moving bar.
+    pace = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, unit=unit, mininterval=pace, dynamic_ncols=True, **options)
