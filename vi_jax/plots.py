@@ -47,6 +47,29 @@ def beside(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
     return both.reshape(-1, *originals.shape[1:])
 
 
+def reliability(
+    probs: dict[str, np.ndarray], label: np.ndarray, *, num_bins: int = 15
+) -> Figure:
+    """Accuracy against confidence, of each of several [n, c] for the same labels [n].
+
+    The bins are of equally many examples; on the diagonal confidence is what it says.
+    """
+    figure = Figure(figsize=(4, 3.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    lowest = 1.0
+    for name, each in probs.items():
+        confidence, right = np.max(each, 1), np.argmax(each, 1) == label
+        bins = np.array_split(np.argsort(confidence, kind="stable"), num_bins)
+        x = [confidence[b].mean() for b in bins]
+        y = [right[b].mean() for b in bins]
+        axes.plot(x, y, "o-", ms=4, lw=1.2, label=name)
+        lowest = min(lowest, *x, *y)
+    axes.plot([lowest, 1], [lowest, 1], color="0.6", lw=1, ls="--")
+    axes.set(xlabel="confidence", ylabel="accuracy")
+    axes.legend(frameon=False)
+    return figure
+
+
 def training_curves(records: Sequence[dict[str, float]]) -> Figure:
     """The bound, and rate and distortion, against the step, from metrics.jsonl.
 
