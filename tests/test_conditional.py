@@ -191,6 +191,33 @@ def test_a_context_goes_with_a_conditional_and_none_with_a_model():
             models.at_context(model, wrong)
 
 
+def test_what_is_moved_keeps_its_place_in_the_prior():
+    """Each coordinate has as much of the prior below it as before."""
+    params, z = small_params(), jnp.array(RNG.normal(size=LATENTS), float)
+    c, to = jnp.array(ONE_HOT[0], float), jnp.array(ONE_HOT[2], float)
+    there = models.moved(small(), params, z, c, to)
+    below = lambda c, z: stats.norm(*prior_of(params, c)).cdf(np.asarray(z))
+    np.testing.assert_allclose(below(to, there), below(c, z), rtol=1e-4)
+    assert np.max(abs(there - z)) > 0.01
+    back = models.moved(small(), params, there, to, c)
+    np.testing.assert_allclose(back, z, rtol=1e-4)
+    fixed = small(models.fixed(priors.standard_normal(LATENTS)))
+    np.testing.assert_array_equal(
+        models.moved(fixed, params | {"prior": {}}, z, c, to), z
+    )
+    mixture = priors.gaussian_mixture(2).init(jax.random.key(0), z)
+    prior_is_mixture = lambda c: small()(c)._replace(
+        prior=lambda params: priors.gaussian_mixture(2).apply(mixture)
+    )
+    with pytest.raises(ValueError, match="place of z in a Mixture is not known"):
+        models.moved(prior_is_mixture, params, z, c, to)
+
+
+def prior_of(params, c):
+    prior = small()(c).prior(params)
+    return np.asarray(prior.loc, float), np.asarray(prior.scale, float)
+
+
 def test_wrong_use_is_an_error():
     how = {"preprocess": lambda key, batch: batch["x"]}
     with pytest.raises(ValueError, match="needs `context`"):

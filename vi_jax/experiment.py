@@ -29,7 +29,7 @@ from vi_jax.evaluation import (
 )
 from vi_jax.evaluation.psis import RELIABLE_PARETO_K
 from vi_jax.model import Model
-from vi_jax.models import Conditional, at_context
+from vi_jax.models import Conditional, at_context, moved
 from vi_jax.resumable import Training, progress_bar
 from vi_jax.training import TrainState, init_state
 from vi_jax.types import Array, Key, LossFn, Metrics, Params
@@ -334,13 +334,15 @@ def _pairs(n: int, label: np.ndarray | None) -> np.ndarray:
 
 
 def analogy_figure(experiment: Experiment, params: Params, *, rows=10) -> Figure:
-    """z of test images (first column) decoded as every class: each in the same hand."""
+    """Test images (first column), and every class in the hand of each."""
     x, label = _some(experiment, slice(rows))
     classes = experiment.contexts(np.arange(experiment.num_classes))
+    given = experiment.model
+    decode = lambda c, z: given(c).likelihood(params, z).mean()
 
     def one(x: Array, c: Array) -> Array:
-        z = models.infer(experiment.model(c), params, x).mean()
-        as_class = lambda c: experiment.model(c).likelihood(params, z).mean()
+        z = models.infer(given(c), params, x).mean()
+        as_class = lambda to: decode(to, moved(given, params, z, c, to))
         return jnp.concatenate([x[None], jax.vmap(as_class)(classes)])
 
     images = jax.vmap(one)(x, experiment.contexts(label))

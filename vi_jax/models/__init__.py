@@ -5,6 +5,7 @@ from vi_jax.models.conditional import (
     at_context as at_context,
     conditional_vae as conditional_vae,
     fixed as fixed,
+    moved as moved,
 )
 from vi_jax.models.gaussian_mixture import gaussian_mixture as gaussian_mixture
 from vi_jax.models.hierarchical import (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vi_jax.distributions import Normal
 from vi_jax.model import Model
 from vi_jax.models.vae import vae
 from vi_jax.types import Array, Component, Key, Latents, Params
@@ -47,6 +48,24 @@ def at_context(model: Model | Conditional, c: Array | None) -> Model:
             "a conditional model needs a context c for each example; a Model takes none"
         )
     return model if c is None else model(c)
+
+
+def moved(
+    model: Conditional, params: Params, z: Latents, c: Array, to: Array
+) -> Latents:
+    """The z of an example of context c, for the context `to` in the same style.
+
+    Its place in p(z | c) is kept, that is what p(z) leaves free: loc_to + scale_to
+    (z - loc_c) / scale_c of diagonal Gaussians; z itself under a `fixed` prior.
+    Raises ValueError where the priors are others.
+    """
+    here, there = model(c).prior(params), model(to).prior(params)
+    if not (type(here) is type(there) is Normal):
+        raise ValueError(
+            f"the place of z in a {type(here).__name__} is not known: needed is a "
+            "prior of diagonal Gaussians"
+        )
+    return there.loc + there.scale * (z - here.loc) / here.scale
 
 
 def fixed(prior: Component) -> Component:
