@@ -266,12 +266,15 @@ CONTENDERS = {
 }
 
 
-def compare(setup: Setup, names: list[str], repeats: int) -> dict[str, dict]:
+def compare(
+    running: dict[str, Iterator], scan_steps: int, repeats: int
+) -> dict[str, dict]:
     """By name: steps per second and ratio of each repeat, and loss of every turn.
 
-    Raises ValueError where the losses do not agree within 10%, or do not fall.
+    Each iterator of `running` yields after a turn of scan_steps steps, their mean loss
+    or None. Raises ValueError where the losses do not agree within 10%, or do not fall.
     """
-    running = {name: CONTENDERS[name][0](setup) for name in names}
+    names = list(running)
     losses = {name: [next(turns), next(turns)] for name, turns in running.items()}
     seen = np.array([pair for pair in losses.values() if None not in pair])
     if (abs(seen / seen[0] - 1) > 0.1).any() or (seen[:, 1] >= seen[:, 0]).any():
@@ -281,7 +284,7 @@ def compare(setup: Setup, names: list[str], repeats: int) -> dict[str, dict]:
         for name in names[:: (-1) ** repeat]:
             start = time.perf_counter()
             losses[name].append(next(running[name]))
-            speeds[name].append(setup.scan_steps / (time.perf_counter() - start))
+            speeds[name].append(scan_steps / (time.perf_counter() - start))
     ratios = {n: np.divide(speeds["vi_jax"], speeds[n]).tolist() for n in names}
     kinds = {"steps_per_second": speeds, "vi_jax_over_it": ratios, "loss": losses}
     return {n: {kind: by_name[n] for kind, by_name in kinds.items()} for n in names}
@@ -347,8 +350,11 @@ def main(
     left_out = [name for name in CONTENDERS if name not in names]
     about = {"machine": machine(), "batch_size": batch_size, "scan_steps": scan_steps}
     out.mkdir(parents=True, exist_ok=True)
-    shared = lambda n: make_setup(n, batch_size, scan_steps)
-    results = {str(n): compare(shared(n), names, repeats) for n in k}
+    results = {}
+    for n in k:
+        setup = make_setup(n, batch_size, scan_steps)
+        running = {name: CONTENDERS[name][0](setup) for name in names}
+        results[str(n)] = compare(running, scan_steps, repeats)
     record = {**about, "left_out": left_out, "results": results}
     runs.write_json(out / "benchmark.json", record)
     figure(results).savefig(out / "benchmark.png")
