@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from contracts import quick_jit
 from scipy import special
+from sklearn.datasets import load_wine
 from test_conditional import (
     CLASSES,
     WEIGHT,
@@ -25,7 +26,10 @@ from vi_jax import (
     objectives,
     posteriors,
     priors,
+    schedules,
+    training,
 )
+from vi_jax.data.labels import MISSING, keep_balanced, mixed
 from vi_jax.distributions import Categorical
 from vi_jax.models import SemiSupervised
 from vi_jax.semi_supervised import (
@@ -33,6 +37,7 @@ from vi_jax.semi_supervised import (
     enumerated,
     gumbel_softmax,
     labelled_bound,
+    random_shift,
     semi_supervised_loss,
     top_and_sampled,
     unlabelled_bound,
@@ -295,6 +300,39 @@ def test_the_classifier_weighs_alpha_and_the_metrics_say_what_it_does():
     np.testing.assert_allclose(metrics["log_q"], log_q.mean(), rtol=1e-5)
 
 
+def test_a_table_with_three_labels_a_class_is_learned_from_its_other_rows():
+    """scikit-learn's wines, 13 columns: less than half the labels' own error."""
+    x, y = load_wine(return_X_y=True)
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    conditional = models.conditional_vae(
+        posteriors.normal(networks.mlp([], 4)),
+        posteriors.normal(networks.mlp([16], 4)),
+        likelihoods.normal(networks.mlp([16], 13)),
+    )
+    model = models.m2(conditional, networks.mlp([], 3), np.full(3, 1 / 3))
+    label = keep_balanced(y, 9, num_classes=3, seed=0)
+    adam = training.adam(5e-3, num_steps=600)
+
+    def error(share, unlabelled_size):
+        how = {"labelled_size": 9, "unlabelled_size": unlabelled_size, "seed": 0}
+        loss = semi_supervised_loss(
+            model,
+            preprocess=lambda key, batch: batch["x"],
+            alpha=0.3,
+            fraction_labelled=share,
+            trust=schedules.linear(200, total_steps=600),
+        )
+        start = training.init_state(model.init(jax.random.key(0), x[0]), adam)
+        steps = {"seed": 0, "num_steps": 600, "scan_steps": 600}
+        stream = mixed({"x": x}, label, **how)
+        ((state, _),) = training.fit(loss, adam, start, stream, **steps)
+        logits = jax.vmap(lambda x: model.classifier(state.params, x).logits)(x)
+        hidden = label == MISSING
+        return np.mean(np.asarray(logits).argmax(1)[hidden] != y[hidden])
+
+    assert error(0.1, 60) < min(0.08, 0.5 * error(1.0, 0))
+
+
 def test_without_trust_the_classifier_learns_from_labels_alone():
     """And the rest of the model from all, as it does with trust."""
     grads = [
@@ -348,6 +386,26 @@ def test_dropout_keeps_the_mean():
     np.testing.assert_allclose(np.mean(seen == 0, 0), 0.3, atol=0.015)
     error = seen.std(0) / len(seen) ** 0.5
     assert np.all(abs(seen.mean(0) - x) < 4.5 * error)
+
+
+def test_shifts_move_the_image_and_all_are_as_likely():
+    """A single bright pixel tells where it went: |z| < 4.5 for each of 25 shifts."""
+    image = np.zeros((8, 6, 2), np.float32)
+    image[3, 2, 1] = 1.0
+    shift = random_shift(image.shape, 2)
+    keys = jax.random.split(jax.random.key(15), 20_000)
+    x = jnp.array(image.ravel())
+    moved = np.asarray(quick_jit(jax.vmap(lambda key: shift(key, x)))(keys))
+    places = moved.reshape(-1, *image.shape).sum(0)
+    assert np.all(moved.sum(1) == 1) and np.all(places[..., 0] == 0)
+    counts = places[1:6, 0:5, 1]
+    z = (counts - 800) / (20_000 * 0.04 * 0.96) ** 0.5
+    assert np.all(abs(z) < 4.5) and counts.sum() == 20_000
+    edge = jnp.zeros(image.shape).at[0, 0, 0].set(1.0).ravel()  # may leave, never wrap
+    keys = jax.random.split(jax.random.key(16), 20_000)
+    left = np.asarray(quick_jit(jax.vmap(lambda key: shift(key, edge)))(keys))
+    left = left.reshape(-1, *image.shape).sum(0)
+    assert left[:3, :3].sum() == left.sum() and 0 < left.sum() < 20_000
 
 
 def test_classes_cost_at_most_linearly_and_what_they_share_once():
@@ -407,6 +465,8 @@ def test_wrong_batches_and_models_are_errors():
         (lambda: unlabelled_with(top_and_sampled(0)), r"num_top must be in \[1, 3\)"),
         (lambda: unlabelled_with(top_and_sampled(3)), r"num_top must be in \[1, 3\)"),
         (lambda: gumbel_softmax(0.0), "temperature must be positive"),
+        (lambda: random_shift((8, 6, 1), 6), r"a shift must be in \[0, 6\)"),
+        (lambda: random_shift((8, 6, 1), -1), r"a shift must be in \[0, 6\)"),
         (lambda: dropout(1.0), r"dropout rate must be in \[0, 1\)"),
     ],
 )
