@@ -38,13 +38,13 @@ class Knobs:
     """Importance samples of z per image; 1 is the ELBO."""
     latents: int = 50
     """Dimension of z."""
-    hidden: int = 200
+    hidden: int = 300
     """Width of the two hidden layers of each network."""
-    epochs: float = 400.0
+    epochs: float = 500.0
     """Passes over the training images."""
     batch_size: int = 500
     """Images per step."""
-    learning_rate: float = 8e-3
+    learning_rate: float = 3e-3
     """SOAP's step size at its highest; it falls to 0 along a cosine."""
     seed: int = 0
     """Of the initial parameters, the order of the data and every draw in training."""
