@@ -70,7 +70,9 @@ def test_the_gaps_are_the_closed_forms_and_add_up():
 )
 def test_numbers_out_of_range_are_errors(how):
     with pytest.raises(ValueError, match="needed: num_steps >= 1"):
-        best_posterior(WRONG, wrong_params(), jax.random.key(0), jnp.array(X, float), **how)
+        best_posterior(
+            WRONG, wrong_params(), jax.random.key(0), jnp.array(X, float), **how
+        )
 
 
 def test_another_family_is_an_error():
