@@ -89,7 +89,7 @@ def test_bounds_are_ordered_on_the_same_weights():
 def test_renyi_approaches_the_elbo_from_both_sides_of_one():
     """The distance is (1 - alpha) / 2 times the variance of the log-weights."""
     with jax.enable_x64(True):
-        w = jnp.array(LOG_W)
+        w = jnp.array(LOG_W, float)
         for step in (1e-4, -1e-4):
             gap = bounds.renyi(w, alpha=1 - step) - bounds.elbo(w)
             np.testing.assert_allclose(gap, step * LOG_W.var() / 2, rtol=1e-3)
@@ -105,7 +105,7 @@ def test_anything_but_the_weights_of_one_example_is_an_error(name, shape):
 def test_renyi_at_one_names_the_elbo():
     for alpha in (1, 1.0):
         with pytest.raises(ValueError, match="elbo"):
-            bounds.renyi(jnp.array(LOG_W), alpha=alpha)
+            bounds.renyi(jnp.array(LOG_W, float), alpha=alpha)
 
 
 def test_impossible_samples_count_as_zero_weight():
@@ -133,7 +133,7 @@ def test_with_gradient_of_keeps_the_value_to_the_last_digit():
 def drawn_log_weights(num: int = 20_000, k: int = 8) -> np.ndarray:
     """log-weights [num, k] of X under a deliberately wrong posterior, float64."""
     with jax.enable_x64(True):
-        params, x = wrong_params(), jnp.array(X)
+        params, x = wrong_params(), jnp.array(X, float)
         q = WRONG.posterior(params, x)
         z = jax.vmap(q.sample)(jax.random.split(jax.random.key(7), num * k))
         terms = sampled_terms(WRONG, x)
@@ -193,7 +193,7 @@ def test_miwae_is_the_mean_of_the_iwae_of_its_groups(groups):
 @pytest.mark.parametrize("groups", [0, 2, 10, -5])
 def test_groups_that_do_not_divide_the_samples_are_an_error(groups):
     with pytest.raises(ValueError, match="divide the 5 samples"):
-        bounds.miwae(jnp.array(LOG_W), groups=groups)
+        bounds.miwae(jnp.array(LOG_W, float), groups=groups)
 
 
 def test_the_ends_of_ciwae_are_iwae_and_elbo():
@@ -208,7 +208,7 @@ def test_the_ends_of_ciwae_are_iwae_and_elbo():
 @pytest.mark.parametrize("order", [1, 0.5, -2, np.nan])
 def test_an_order_that_gives_no_upper_bound_is_an_error(order):
     with pytest.raises(ValueError, match="above 1"):
-        bounds.cubo(jnp.array(LOG_W), order=order)
+        bounds.cubo(jnp.array(LOG_W, float), order=order)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +216,13 @@ def test_an_order_that_gives_no_upper_bound_is_an_error(order):
 )
 def test_betas_that_do_not_rise_from_0_to_1_are_an_error(betas):
     with pytest.raises(ValueError, match="rise from 0 to 1"):
-        bounds.tvo(jnp.array(LOG_W), betas=betas)
+        bounds.tvo(jnp.array(LOG_W, float), betas=betas)
 
 
 def test_tvo_lies_between_the_elbo_and_iwae_and_nears_it_as_betas_get_finer():
     """The integral of E_beta log w over beta is log mean w, on any weights."""
     with jax.enable_x64(True):
-        log_w = jnp.array(LOG_W)
+        log_w = jnp.array(LOG_W, float)
         tvo = lambda n: bounds.tvo(log_w, betas=np.linspace(0, 1, n + 1))
         np.testing.assert_allclose(tvo(1), bounds.elbo(log_w), rtol=1e-14)
         gaps = [bounds.iwae(log_w) - tvo(n) for n in (1, 2, 4, 200, 400)]

@@ -204,7 +204,7 @@ def test_gradient_of_the_posterior_vanishes_at_the_exact_posterior():
             model,
             params,
             jax.random.clone(key),
-            jnp.array(X),
+            jnp.array(X, float),
             bound=BOUNDS[bound].bound,
             estimator=estimator,
             num_samples=K,
@@ -228,7 +228,7 @@ def by_hand(estimator_weights, eps):
     sum_i a_i dl_i along p's parameters + sum_i c_i (dl_i / dz_i) dz_i along q's, where
     (a, c) = estimator_weights(l).
     """
-    params, x = wrong_params(), jnp.array(X)
+    params, x = wrong_params(), jnp.array(X, float)
     q = WRONG.posterior(params, x)
 
     def log_w(params, z):
@@ -256,7 +256,7 @@ def by_hand(estimator_weights, eps):
 def test_dreg_of_the_iwae_is_the_textbooks_squared_weights():
     """Sample by sample at beta = 1; and for the ELBO it is sticking the landing."""
     with jax.enable_x64(True):
-        params, x = wrong_params(), jnp.array(X)
+        params, x = wrong_params(), jnp.array(X, float)
         keys = jax.random.split(jax.random.key(3), K)
         q = WRONG.posterior(params, x)
         draw = lambda key: (q.sample(key) - q.loc) / q.scale

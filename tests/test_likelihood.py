@@ -72,7 +72,7 @@ def test_rate_distortion_and_elbo_are_the_closed_forms():
 
 def direct(keys):
     """Every field from log-weights written with scipy, at the draws of those keys."""
-    params, x = wrong_params(), jnp.array(X)
+    params, x = wrong_params(), jnp.array(X, float)
     q = WRONG.posterior(params, x)
     z = np.asarray(quick_jit(jax.vmap(q.sample))(keys))
     log_lik = stats.norm(z @ WEIGHT.T + MEAN, np.exp(LOG_NOISE)).logpdf(X).sum(-1)
@@ -140,7 +140,9 @@ def test_memory_does_not_grow_with_the_number_of_samples():
 )
 def test_no_samples_is_an_error(how):
     with pytest.raises(ValueError, match="at least 1"):
-        log_likelihood(WRONG, wrong_params(), jax.random.key(0), jnp.array(X), **how)
+        log_likelihood(
+            WRONG, wrong_params(), jax.random.key(0), jnp.array(X, float), **how
+        )
 
 
 def test_weights_far_from_one_neither_overflow_nor_vanish():

@@ -69,14 +69,14 @@ def test_reconstruct_decodes_draws_of_the_posterior():
 def test_infer_is_the_exact_posterior():
     gain, offset, covariance = exact_posterior()
     with jax.enable_x64(True):
-        q = vi_jax.infer(EXACT, exact_params(), jnp.array(X))
+        q = vi_jax.infer(EXACT, exact_params(), jnp.array(X, float))
         np.testing.assert_allclose(q.loc, gain @ X + offset, rtol=1e-12)
         np.testing.assert_allclose(q.scale_tril @ q.scale_tril.T, covariance, 1e-12)
 
 
 def test_marginal_is_scipys():
     with jax.enable_x64(True):
-        got = EXACT.marginal(exact_params()).log_prob(jnp.array(X))
+        got = EXACT.marginal(exact_params()).log_prob(jnp.array(X, float))
     np.testing.assert_allclose(got, exact_log_px(), rtol=1e-12)
 
 
@@ -89,14 +89,16 @@ def test_init_of_the_linear_gaussian_fits_the_example():
 def test_log_joint_is_scipys():
     log_lik = stats.norm(WEIGHT @ Z + MEAN, np.exp(LOG_NOISE)).logpdf(X).sum()
     with jax.enable_x64(True):
-        got = vi_jax.log_joint(EXACT, exact_params(), jnp.array(X), jnp.array(Z))
+        got = vi_jax.log_joint(
+            EXACT, exact_params(), jnp.array(X, float), jnp.array(Z, float)
+        )
     np.testing.assert_allclose(got, log_lik + stats.norm.logpdf(Z).sum(), rtol=1e-12)
 
 
 def test_terms_are_scipys_log_densities():
     """Each under its own name, for each of k samples; so is their log-weight."""
     with jax.enable_x64(True):
-        params, x = wrong_params(), jnp.array(X)
+        params, x = wrong_params(), jnp.array(X, float)
         q = WRONG.posterior(params, x)
         z = np.stack([Z, -Z, 0.3 * Z])
         got = quick_jit(sampled_terms(WRONG, x))(params, q, jnp.array(z))
