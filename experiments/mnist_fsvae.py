@@ -8,9 +8,10 @@ q(z | x, y), each with two hidden layers; `-log p(x)` is -log p(x | y) throughou
 `bayes_accuracy` is that of argmax_y p(x | y), from no classifier.
 
 Expect at k = 1 a test -log p(x | y) of 81.8 nats (5,000 samples, all 10,000 images) and
-an accuracy of 98.5% after 31 minutes of training on one core of two, the other busy,
-and some 10 of evaluation; 250 epochs instead of 500 end 0.9 higher. A step size of 8e-3
-is too large: the bound stays at -102 for 100 epochs. k = 50 was not run to its end.
+an accuracy of 98.5%, after 31 minutes of training and 21 of evaluation on one core of
+two, the other busy. On the validation images 250 epochs instead of 500 end 0.9 higher;
+a step size of 8e-3 is too large: the bound stays at -102 for 100 epochs. k = 50 was not
+run.
 """
 
 import dataclasses
