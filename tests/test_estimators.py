@@ -127,7 +127,7 @@ def drawn_gradients(model, bound, estimator):
 
     keys = jax.random.split(jax.random.key(11), DRAWS)
     each = jax.vmap(jax.vmap(jax.grad(value), (None, 0, None)), (None, None, 0))
-    draws = quick_jit(each)(make(), keys, jnp.array(BETAS))
+    draws = quick_jit(each)(make(), keys, jnp.array(BETAS, float))
     return {
         beta: jax.tree.map(lambda a, i=i: np.asarray(a, np.float64)[i], draws)
         for i, beta in enumerate(BETAS)

@@ -157,9 +157,11 @@ def test_the_gradient_is_zero_at_the_closed_form(name):
 def test_log_likelihood_is_the_mean_over_points_of_scipys():
     d = Normal(jnp.array([0.2, -0.5, 1.0]), jnp.array([1.0, 0.7, 2.0]))
     expected = stats.norm(d.loc, d.scale).logpdf(POINTS).sum(1).mean()
-    np.testing.assert_allclose(log_likelihood(d, jnp.asarray(POINTS)), expected, 1e-6)
+    np.testing.assert_allclose(
+        log_likelihood(d, jnp.asarray(POINTS, float)), expected, 1e-6
+    )
     value, metrics = negative_log_likelihood(lambda params: params)(
-        d, jax.random.key(0), {"x": jnp.asarray(POINTS)}
+        d, jax.random.key(0), {"x": jnp.asarray(POINTS, float)}
     )
     np.testing.assert_allclose(
         [-value, metrics["log_likelihood"]], [expected, expected], 1e-6
@@ -206,7 +208,7 @@ def test_one_column_scalars_and_images_are_data_too():
 
 def test_closed_forms_go_under_vmap_and_jit():
     """Where the values are not known: many data sets at once, and no error."""
-    many = jnp.stack([jnp.asarray(POINTS), 2 * jnp.asarray(POINTS)])
+    many = jnp.stack([jnp.asarray(POINTS, float), 2 * jnp.asarray(POINTS, float)])
     for fit in (maximum_likelihood.normal, maximum_likelihood.full_normal):
         once, twice = jax.tree.leaves(fit(many[0])), jax.jit(jax.vmap(fit))(many)
         for a, b in zip(once, jax.tree.leaves(twice), strict=True):
