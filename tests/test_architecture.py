@@ -22,7 +22,8 @@ EVERYTHING = {
     *("models", "objectives", "evaluation", "soap", "training", "checkpoints"),
     *("em", "maximum_likelihood", "data", "plots", "runs", "experiment"),
     *("diagnosis", "commands", "networks", "key_functions"),
-    *("aggressive", "early_stopping", "resumable", "semi_supervised"),
+    *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
+    *("total_correlation", "disentangling"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -42,7 +43,9 @@ MAY_IMPORT = {
     "models": PARTS - {"estimators"},
     "objectives": PARTS | {"models"},
     "semi_supervised": PARTS | {"models", "objectives"},
-    "evaluation": PARTS | {"models"},
+    "total_correlation": TOOLS | {"distributions"},
+    "disentangling": CORE | {"objectives", "total_correlation"},
+    "evaluation": PARTS | {"models", "total_correlation"},
     "maximum_likelihood": MATHS,
     "em": CORE | {"models", "maximum_likelihood"},
     "soap": TOOLS,
@@ -53,6 +56,7 @@ MAY_IMPORT = {
     "data": TOOLS,
     "plots": TOOLS,
     "runs": TOOLS,
+    "sweep": TOOLS,
     "resumable": TOOLS | {"training", "checkpoints", "early_stopping", "runs"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},
@@ -68,9 +72,11 @@ OWNERS = {
     "matplotlib": {"plots", "experiment"},  # experiment names the type Figure
     "tensorboardX": {"runs"},
     "optax": {
-        *("aggressive", "soap", "training", "resumable", "experiment", "evaluation"),
+        *("aggressive", "soap", "sweep", "training", "resumable", "experiment"),
+        "evaluation",
     },
     "tyro": {"experiment", "commands"},
+    "sklearn": {"evaluation"},
 }
 
 

@@ -122,6 +122,79 @@ def test_normal_likelihood_has_a_floor_under_its_scale():
     np.testing.assert_allclose(quick_jit(jax.grad(residual))(raw), expected, rtol=1e-3)
 
 
+Z = (0.3, -1.0, 2.0)
+
+
+def fixed(h):
+    """A network whose output is its parameter, h at the start, whatever z."""
+    return Component(lambda key, z: jnp.asarray(h, float), lambda params, z: params)
+
+
+def normal_at(h, per_dimension):
+    likelihood = likelihoods.normal(fixed(h), per_dimension=per_dimension)
+    return likelihood, likelihood.init(jax.random.key(0), jnp.array(Z))
+
+
+@pytest.mark.parametrize("per_dimension", [False, True])
+def test_the_optimal_scale_beats_all_others(per_dimension):
+    """It is the root mean square over what shares it; 1% off is worse."""
+    rng = np.random.default_rng(5)
+    h = rng.normal(size=(2, 3))
+    x = h + rng.normal(size=(50, 2, 3)) * [[0.3, 0.02, 1.0], [4.0, 0.1, 0.5]]
+    likelihood, params = normal_at(h, per_dimension)
+    axis = 0 if per_dimension else None
+    mean_square = jnp.asarray(np.mean((x - h) ** 2, axis), float)
+    fitted = likelihoods.optimal_scale(params, mean_square)
+    assert jax.tree.structure(fitted) == jax.tree.structure(params)
+    scale = likelihood.apply(fitted, jnp.array(Z)).scale
+    rms = np.broadcast_to(np.sqrt(np.mean((x - h) ** 2, axis)), (2, 3))
+    np.testing.assert_allclose(scale, rms, rtol=1e-5)
+
+    def loss(params):
+        d = likelihood.apply(params, jnp.array(Z))
+        return -jnp.sum(jax.vmap(d.log_prob)(jnp.asarray(x, float)))
+
+    nll = quick_jit(loss)
+    best = nll(fitted)
+    np.testing.assert_allclose(best, -stats.norm(h, rms).logpdf(x).sum(), rtol=1e-5)
+    for factor in (0.99, 1.01):
+        other = likelihoods.optimal_scale(params, factor**2 * mean_square)
+        assert nll(other) > best + 0.01
+    slope = quick_jit(jax.grad(loss))(fitted)["raw_scale"]
+    np.testing.assert_allclose(slope, np.zeros(slope.shape), atol=1e-2)
+
+
+def test_the_scale_per_dimension_starts_as_the_one_and_each_learns_alone():
+    h = np.zeros((2, 3))
+    likelihood, params = normal_at(h, per_dimension=True)
+    _, shared = normal_at(h, per_dimension=False)
+    assert params["raw_scale"].shape == (2, 3) and shared["raw_scale"].shape == ()
+    start = likelihood.apply(params, jnp.array(Z))
+    np.testing.assert_allclose(start.scale, np.full((2, 3), 1.001), rtol=1e-4)
+    x = jnp.zeros((2, 3)).at[1, 2].set(9.0)
+    log_prob = lambda p: likelihood.apply(p, jnp.array(Z)).log_prob(x)
+    wider = quick_jit(jax.grad(log_prob))(params)["raw_scale"] > 0
+    np.testing.assert_array_equal(wider, np.asarray(x) > 0)
+
+
+def test_the_optimal_scale_stops_at_the_floor_and_knows_its_params():
+    likelihood, params = normal_at(np.zeros(3), per_dimension=False)
+    for mean_square in (0.0, 1e-12, 1e-6):
+        fitted = likelihoods.optimal_scale(params, jnp.float32(mean_square))
+        assert np.isfinite(fitted["raw_scale"])
+        scale = likelihood.apply(fitted, jnp.array(Z)).scale
+        np.testing.assert_allclose(scale, np.full(3, likelihoods.SCALE_FLOOR), 1e-5)
+    huge = likelihoods.optimal_scale(params, jnp.float32(1e8))
+    scale = likelihood.apply(huge, jnp.array(Z)).scale
+    np.testing.assert_allclose(scale, np.full(3, 1e4), rtol=1e-6)
+    with pytest.raises(ValueError, match="average over what shares a scale"):
+        likelihoods.optimal_scale(params, jnp.ones(3))
+    logistic = likelihoods.discretized_logistic(fixed(np.zeros(3)))
+    with pytest.raises(ValueError, match="params of `likelihoods.normal`"):
+        params = logistic.init(jax.random.key(0), jnp.array(Z))
+        likelihoods.optimal_scale(params, jnp.float32(1.0))
+
+
 def test_bernoulli_likelihood_takes_logits():
     network = networks.mlp([], 2, output_bias=jnp.array([2.0, -1.0]))
     likelihood = likelihoods.bernoulli(network)

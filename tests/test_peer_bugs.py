@@ -33,6 +33,11 @@ from vi_jax.distributions import Bernoulli, Normal
 from vi_jax.divergences import kl
 from vi_jax.evaluation import log_likelihood
 from vi_jax.model import analytic_terms
+from vi_jax.total_correlation import (
+    batch_kl_parts,
+    minibatch_stratified,
+    permute_latents,
+)
 
 
 def tiny(pixels, latents, likelihood=likelihoods.bernoulli):
@@ -183,3 +188,48 @@ def test_a_confidently_wrong_pixel_costs_its_logit_and_is_pulled_back(logit):
         assert value == -logit
         assert slope == x * 2 - 1
         np.testing.assert_allclose(log_prob(jnp.array(-l)), 0, atol=1e-30)
+
+
+def down_a_column(batch_size, num_data):
+    """The stratified weights with 1/N of an example down a column, as published."""
+    m = batch_size - 1
+    w = np.full((batch_size, batch_size), 1 / m)
+    w.flat[:: m + 1] = 1 / num_data
+    w.flat[1 :: m + 1] = w[m - 1, 0] = (num_data - m) / (num_data * m)
+    return jnp.log(jnp.array(w, float))
+
+
+def test_in_a_stratified_batch_the_weight_of_an_example_itself_is_on_the_diagonal():
+    """The total correlation of 8 independent latents of 1024 examples, M = 64.
+
+    Exact 3.28, by these weights 3.48, with 1/N down a column 5.57.
+    """
+    n, m, d = 1024, 64, 8
+    rng = np.random.default_rng(0)
+    loc = jnp.array(rng.normal(size=(n, d)), float)
+    z = loc + 0.3 * jnp.array(rng.normal(size=(n, d)), float)
+    prior = Normal(jnp.zeros(d), jnp.ones(d))
+
+    def correlation(m, log_weights):
+        """The mean over the n draws, from batches of m."""
+        loc_m, z_m = (a.reshape(n // m, m, d) for a in (loc, z))
+        of_batch = lambda loc, z: batch_kl_parts(
+            Normal(loc, jnp.full_like(loc, 0.3)),
+            prior,
+            z,
+            num_data=n,
+            log_weights=log_weights,
+        )
+        return quick_jit(jax.vmap(of_batch))(loc_m, z_m).total_correlation.mean()
+
+    exact = correlation(n, minibatch_stratified)  # a batch of all data
+    assert abs(correlation(m, minibatch_stratified) - exact) < 0.5
+    assert correlation(m, down_a_column) - exact > 2
+
+
+def test_latents_are_permuted_over_examples_and_each_by_itself():
+    """Not the latents of an example among each other, nor whole examples."""
+    z = np.add.outer(np.arange(50.0), [0.0, 100.0, 200.0])
+    permuted = np.asarray(permute_latents(jax.random.key(0), jnp.array(z, float)))
+    np.testing.assert_array_equal(np.sort(permuted, axis=0), z)
+    assert np.ptp(permuted - [0.0, 100.0, 200.0], axis=1).astype(bool).mean() > 0.9

@@ -9,6 +9,7 @@ from vi_jax import (
     aggressive as aggressive,
     bounds as bounds,
     data as data,
+    disentangling as disentangling,
     distributions as distributions,
     divergences as divergences,
     early_stopping as early_stopping,
@@ -25,6 +26,7 @@ from vi_jax import (
     quadrature as quadrature,
     schedules as schedules,
     semi_supervised as semi_supervised,
+    total_correlation as total_correlation,
     training as training,
 )
 from vi_jax.key_functions import (
@@ -42,6 +44,7 @@ from vi_jax.model import (
     log_joint as log_joint,
     log_weight as log_weight,
     reconstruct as reconstruct,
+    traverse as traverse,
 )
 
 __version__ = "0.1.0"

@@ -54,6 +54,7 @@ class Experiment(NamedTuple):
     earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
     early_stopping: EarlyStopping | None = None  # and the best parameters then
     num_classes: int = 0  # of the labels, where the model is conditional
+    measure: Callable[[Params], dict[str, Any]] = lambda params: {}  # more to report
 
     def contexts(self, label: np.ndarray | None) -> Array | None:
         """What the model is given beside each x, [n, c]; None where it takes x only."""
@@ -109,6 +110,7 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     params, about = resumable.train(_training(experiment), state, run_dir)
     result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
+    result |= experiment.measure(params)
     records = runs.read_metrics(run_dir)
     for file, figure in _pictures(experiment, params, records).items():
         figure.savefig(run_dir / file)

@@ -154,3 +154,23 @@ def interpolate(
     between = lambda t: jax.tree.map(lambda a, b: path(a, b, t), z_a, z_b)
     decode = lambda t: model.likelihood(params, between(t)).mean()
     return jax.vmap(decode)(jnp.linspace(0.0, 1.0, num_points))
+
+
+def traverse(
+    model: Model, params: Params, x: Array, *, num_points: int = 8, limit: float = 2.0
+) -> Array:
+    """Decode the posterior mean of x with one latent moved, [d, num_points, ...].
+
+    Row j has z_j from -limit to limit, in equal steps, and the other latents at the
+    mean of q(z | x). Raises ValueError where z is not one array [d].
+    """
+    z = infer(model, params, x).mean()
+    if not isinstance(z, jax.Array) or z.ndim != 1:
+        raise ValueError(f"needed: latents [d], got {jax.tree.map(jnp.shape, z)}")
+
+    def decode(j: Array, value: Array) -> Array:
+        return model.likelihood(params, z.at[j].set(value)).mean()
+
+    values = jnp.linspace(-limit, limit, num_points)
+    along = jax.vmap(decode, in_axes=(None, 0))
+    return jax.vmap(along, in_axes=(0, None))(jnp.arange(z.size), values)

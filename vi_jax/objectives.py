@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from vi_jax.model import (
 )
 from vi_jax.models import Conditional, at_context
 from vi_jax.schedules import Schedule, constant
-from vi_jax.types import Array, Batch, Key, LossFn, Metrics, Params
+from vi_jax.types import Array, Batch, Key, Latents, LossFn, Metrics, Params
 
 UNTEMPERED = constant(1.0)
 
@@ -125,8 +126,17 @@ def batch_loss(
     return loss
 
 
-RatePenalty = Callable[[Array, Array], Array]
-"""(rates [d], step) -> [] in nats: what a loss has in place of beta times the KL."""
+class EncodedBatch(NamedTuple):
+    """What a penalty on a whole batch may depend on."""
+
+    posterior: Distribution  # q(z | x_i), leading with [n]
+    prior: Distribution  # p(z)
+    z: Latents  # draws z ~ q(z | x_i), leading with [n, k]
+    step: Array  # []
+
+
+Penalty = Callable[[Key, EncodedBatch], tuple[Array, Metrics]]
+"""(key, encoded) -> ([] in nats, what to log): in place of the mean KL of the batch."""
 
 
 def free_bits_loss(
@@ -147,8 +157,14 @@ def free_bits_loss(
     """
     if not 0 <= free_bits < float("inf"):
         raise ValueError(f"free_bits must be a number of nats >= 0, got {free_bits}")
-    penalty = lambda rates, step: jnp.sum(jnp.maximum(rates, free_bits))
-    return _penalised_loss(model, preprocess, num_samples, penalty)
+
+    def penalty(key: Key, encoded: EncodedBatch) -> tuple[Array, Metrics]:
+        del key
+        return jnp.sum(jnp.maximum(_rates(encoded), free_bits)), {}
+
+    return penalised_loss(
+        model, preprocess=preprocess, penalty=penalty, num_samples=num_samples
+    )
 
 
 def capacity_loss(
@@ -168,48 +184,70 @@ def capacity_loss(
     """
     if not 0 < gamma < float("inf"):
         raise ValueError(f"gamma must be positive and finite, got {gamma}")
-    penalty = lambda rates, step: gamma * abs(jnp.sum(rates) - capacity(step))
-    return _penalised_loss(model, preprocess, num_samples, penalty)
+
+    def penalty(key: Key, encoded: EncodedBatch) -> tuple[Array, Metrics]:
+        del key
+        rate = jnp.sum(_rates(encoded))
+        return gamma * abs(rate - capacity(encoded.step)), {}
+
+    return penalised_loss(
+        model, preprocess=preprocess, penalty=penalty, num_samples=num_samples
+    )
 
 
-def _penalised_loss(
+def penalised_loss(
     model: Model,
+    *,
     preprocess: Callable[[Key, Batch], Array],
-    num_samples: int,
-    penalty: RatePenalty,
+    penalty: Penalty,
+    num_samples: int = 1,
+    terms: Callable[[Model, Array], TermsFn] = analytic_terms,
 ) -> LossFn:
-    """Distortion + penalty(rates, step), where rates [d] are means over the batch."""
+    """Distortion + penalty(key, encoded): for what couples the examples of a batch.
+
+    The penalty stands in place of the KL. The metrics are its own and those of
+    `batch_loss`: `bound` is minus the loss and `elbo` the ELBO itself, by `terms`.
+    Raises ValueError where num_samples is below 1, and from the loss where samples of
+    the posterior carry no gradient.
+    """
     if num_samples < 1:
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
-        key_x, key_z = jax.random.split(key)
+        key_x, key_z, key_penalty = jax.random.split(key, 3)
         x = preprocess(key_x, batch)
 
-        def one(key: Key, x: Array) -> tuple[Terms, Array]:
-            q, prior = model.posterior(params, x), model.prior(params)
-            z = jax.vmap(q.sample)(jax.random.split(key, num_samples))
-            rates = _rates(q, prior)
-            return analytic_terms(model, x)(params, q, z), rates
+        def encode(key: Key, x: Array) -> tuple[Distribution, Latents]:
+            q = model.posterior(params, x)
+            if not q.pathwise:
+                raise ValueError(
+                    f"samples of {type(q).__name__} carry no gradient: a penalty on "
+                    "them needs a posterior whose samples do, such as Normal"
+                )
+            return q, jax.vmap(q.sample)(jax.random.split(key, num_samples))
 
-        terms, rates = jax.vmap(one)(jax.random.split(key_z, x.shape[0]), x)
-        of_rates = penalty(jnp.mean(rates, 0), batch["step"])
-        value = of_rates - jnp.mean(terms.log_lik)
-        metrics = jax.tree.map(jnp.mean, jax.vmap(summary)(stop_gradient(terms)))
-        return value, {"bound": -value, **metrics}
+        q, z = jax.vmap(encode)(jax.random.split(key_z, x.shape[0]), x)
+        encoded = EncodedBatch(q, model.prior(params), z, batch["step"])
+        of_batch, logged = penalty(key_penalty, encoded)
+        parts = jax.vmap(lambda x, q, z: terms(model, x)(params, q, z))(x, q, z)
+        value = of_batch - jnp.mean(parts.log_lik)
+        metrics = jax.tree.map(jnp.mean, jax.vmap(summary)(stop_gradient(parts)))
+        return value, {"bound": -value, **logged, **metrics}
 
     return loss
 
 
-def _rates(q: Distribution, prior: Distribution) -> Array:
-    """KL(q(z_j | x) || p(z_j)) of each latent of one example, [d]."""
+def _rates(encoded: EncodedBatch) -> Array:
+    """The mean over the batch of KL(q(z_j | x) || p(z_j)), [d]."""
+    q, prior = encoded.posterior, encoded.prior
     if not (type(q) is type(prior) is Normal):
         raise ValueError(
             "a rate for each latent needs diagonal Gaussians, got a posterior "
             f"{type(q).__name__} and a prior {type(prior).__name__}: use `batch_loss` "
             "with a schedule of beta"
         )
-    return jax.vmap(kl)(*jax.tree.map(jnp.ravel, (q, prior)))
+    each = lambda q: jax.vmap(kl)(*jax.tree.map(jnp.ravel, (q, prior)))
+    return jnp.mean(jax.vmap(each)(q), 0)
 
 
 def summary(terms: Terms) -> Metrics:

@@ -1,6 +1,7 @@
 """Pictures: functions that return a figure or draw into axes, and save nothing."""
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from vi_jax.types import Array
 
@@ -20,18 +22,8 @@ def image_grid(
     Raises ValueError where images are not of four axes, c is neither 1 nor 3, or there
     is no image or no column.
     """
-    images = np.asarray(images, np.float32)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"images must be [n, h, w, 1 or 3], got {images.shape}")
-    n, h, w, c = images.shape
-    if n < 1 or columns < 1:
-        raise ValueError(f"cannot lay out {n} images in {columns} columns")
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 0.5)
-    for i, image in enumerate(images):
-        top, left = (i // columns) * (h + gap) + gap, (i % columns) * (w + gap) + gap
-        sheet[top : top + h, left : left + w] = np.clip(image, 0, 1)
+    sheet = _sheet(images, columns, gap)
+    rows, columns = _rows_and_columns(len(images), columns)
     figure = Figure(figsize=(columns * 0.55, rows * 0.55 + 0.3 * bool(title)), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1 - 0.3 * bool(title) / (rows * 0.55 + 0.3)))
     axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -39,6 +31,86 @@ def image_grid(
     if title:
         axes.set_title(title, fontsize=9)
     return figure
+
+
+def _rows_and_columns(n: int, columns: int) -> tuple[int, int]:
+    columns = min(columns, n)
+    return -(-n // columns), columns
+
+
+def _sheet(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
+    """Images [n, h, w, c] in one, [h', w', c], on grey."""
+    images = np.asarray(images, np.float32)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must be [n, h, w, 1 or 3], got {images.shape}")
+    n, h, w, c = images.shape
+    if n < 1 or columns < 1:
+        raise ValueError(f"cannot lay out {n} images in {columns} columns")
+    rows, columns = _rows_and_columns(n, columns)
+    sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 0.5)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (h + gap) + gap, (i % columns) * (w + gap) + gap
+        sheet[top : top + h, left : left + w] = np.clip(image, 0, 1)
+    return sheet
+
+
+def named_rows(rows: Mapping[str, np.ndarray], *, gap: int = 1) -> Figure:
+    """Rows of images [n, h, w, c] in [0, 1], one above another, each with its name.
+
+    Latent traversals, or reconstructions against beta. Raises ValueError where there is
+    no row, rows are not of one shape, or an image is none.
+    """
+    if len({np.shape(images) for images in rows.values()}) != 1:
+        raise ValueError(
+            f"rows must have one shape, got {[np.shape(a) for a in rows.values()]}"
+        )
+    n, h, w, _ = np.shape(next(iter(rows.values())))
+    sheet = _sheet(np.concatenate(list(rows.values())), n, gap)
+    size = 0.55 * n, 0.55 * len(rows) * h / w
+    margin = 0.1 + 0.075 * max(len(name) for name in rows)
+    figure = Figure(figsize=(size[0] + margin, size[1]), dpi=150)
+    axes = figure.add_axes(
+        (margin / (size[0] + margin), 0, size[0] / (size[0] + margin), 1)
+    )
+    axes.imshow(
+        sheet.squeeze(),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        aspect="auto",
+    )
+    axes.set(xticks=[], yticks=[(i + 0.5) * (h + gap) for i in range(len(rows))])
+    axes.set_yticklabels(list(rows), fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def animation(
+    frames: np.ndarray, *, columns: int, seconds: float = 0.1, zoom: int = 2
+) -> bytes:
+    """A GIF that plays frames [t, n, h, w, c] there and back: n images at each time.
+
+    `zoom` repeats pixels. Raises ValueError as `image_grid`, and for a zoom below 1.
+    """
+    if zoom < 1 or not seconds > 0:
+        raise ValueError(f"needed: zoom >= 1, seconds > 0, got {zoom} and {seconds}")
+    sheets = [_sheet(images, columns, gap=1) for images in frames]
+    pictures = []
+    for sheet in [*sheets, *sheets[-2:0:-1]]:
+        pixels = np.rint(255 * sheet).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
+        pictures.append(Image.fromarray(pixels.squeeze()))
+    file = io.BytesIO()
+    pictures[0].save(
+        file,
+        "gif",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=round(1000 * seconds),
+        loop=0,
+    )
+    return file.getvalue()
 
 
 def beside(originals: np.ndarray, reconstructions: np.ndarray) -> np.ndarray:
@@ -66,6 +138,75 @@ def reliability(
         lowest = min(lowest, *x, *y)
     axes.plot([lowest, 1], [lowest, 1], color="0.6", lw=1, ls="--")
     axes.set(xlabel="confidence", ylabel="accuracy")
+    axes.legend(frameon=False)
+    return figure
+
+
+def latent_map(means: np.ndarray, label: np.ndarray) -> Figure:
+    """The posterior means [n, 2] of n examples, coloured by their classes [n].
+
+    Raises ValueError where means are not [n, 2] or label is not [n].
+    """
+    means, label = np.asarray(means), np.asarray(label)
+    if means.ndim != 2 or means.shape[1] != 2 or label.shape != means.shape[:1]:
+        raise ValueError(
+            f"needed: means [n, 2] and label [n], got {means.shape} and {label.shape}"
+        )
+    figure = Figure(figsize=(5, 4.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for i, y in enumerate(np.unique(label)):
+        axes.scatter(*means[label == y].T, s=3, lw=0, color=f"C{i % 10}", label=str(y))
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    axes.legend(frameon=False, markerscale=4, bbox_to_anchor=(1, 1), loc="upper left")
+    return figure
+
+
+def kl_bars(kl_per_latent: np.ndarray, *, title: str = "") -> Figure:
+    """The rate of each latent [d], nats, the largest first; its number is below."""
+    rates = np.asarray(kl_per_latent)
+    order = np.argsort(-rates, kind="stable")
+    figure = Figure(
+        figsize=(1.2 + 0.16 * len(rates), 2.6), dpi=150, layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.bar(np.arange(len(rates)), rates[order], color="C0")
+    axes.set_xticks(np.arange(len(rates)), [str(j) for j in order], fontsize=6)
+    axes.set(xlabel="latent", ylabel="KL, nats", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def rate_distortion(
+    rate: np.ndarray, distortion: np.ndarray, beta: np.ndarray, **curves: tuple
+) -> Figure:
+    """The models [m] of a sweep over beta in the plane of rate and distortion, nats.
+
+    On the dashed lines the ELBO, -(rate + distortion), is one number: that of beta = 1
+    is the best there, if the networks reach it, and the models of other beta lie above.
+    `curves` are more of them, name=(rate, distortion).
+    Ref: Alemi et al. 2018, arXiv:1711.00464.
+    """
+    rate, distortion, beta = (np.asarray(a) for a in (rate, distortion, beta))
+    figure = Figure(figsize=(5.4, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    order = np.argsort(rate)
+    axes.plot(rate[order], distortion[order], "o-", ms=4, lw=1.2, label="test")
+    for name, (x, y) in curves.items():
+        order = np.argsort(x)
+        axes.plot(
+            np.asarray(x)[order], np.asarray(y)[order], "o--", ms=3, lw=1, label=name
+        )
+    best = np.min(rate + distortion)
+    ends = np.array([0.0, 1.08 * rate.max()])
+    axes.plot(ends, best - ends, "k--", lw=0.8, label=f"ELBO = {-best:.1f}")
+    for b, x, y in zip(beta, rate, distortion, strict=True):
+        side = "β < 1" if b < 1 else "β > 1" if b > 1 else ""
+        colour = {"β < 1": "C3", "β > 1": "C2", "": "k"}[side]
+        axes.annotate(
+            f"{b:g}", (x, y), (4, 4), textcoords="offset points", color=colour, size=8
+        )
+    axes.set(xlabel="rate, nats", ylabel="distortion, nats")
+    axes.set(ylim=(0.9 * distortion.min(), 1.05 * distortion.max()), xlim=ends)
     axes.legend(frameon=False)
     return figure
 

@@ -249,8 +249,9 @@ def fit(
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train from state.step to num_steps, yielding after every `scan_steps` steps.
 
-    Yields (state, metrics): the metrics are means over the dispatch, as floats, with
-    `skipped`, the number of its steps whose loss or gradient was not finite and which
+    Yields (state, metrics): the metrics are means over the dispatch, as floats, or as
+    lists where a metric is an array, with `skipped`, the number of its steps whose loss
+    or gradient was not finite and which
     changed nothing. scan_steps steps run in one dispatch; 1 runs each without a loop.
 
     A dispatch runs at full speed and is checked at its end: what is not finite stays in
@@ -295,7 +296,8 @@ def _stack(items: list, length: int):
 
 def _means(totals: Metrics, n: int) -> Metrics:
     steps = float(totals.pop("steps"))
-    means = {k: float(v) / steps if steps else float("nan") for k, v in totals.items()}
+    mean = lambda total: (total / steps if steps else total * np.nan).tolist()
+    means = {k: mean(np.asarray(v, float)) for k, v in totals.items()}
     return {**means, "skipped": n - int(steps)}
 
 

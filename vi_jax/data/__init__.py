@@ -1,5 +1,7 @@
 """Images as arrays (`sources`), and minibatches of them (`batches`, `images`)."""
 
+from vi_jax.data.factors import load_factors as load_factors
 from vi_jax.data.images import image_data as image_data
 from vi_jax.data.labels import keep_balanced as keep_balanced, mixed as mixed
 from vi_jax.data.sources import from_arrays as from_arrays, load as load
+from vi_jax.data.sprites import sprite_data as sprite_data

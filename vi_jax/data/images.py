@@ -54,14 +54,15 @@ def image_data(
 ) -> ImageData:
     """The splits of a set, or of an .npz with x_train and x_test, for a flat model.
 
+    Of a public set that has only "train" (dsprites, shapes3d), the test images are the
+    last tenth, at most 10,000, in the order in which it lies prepared, a shuffled one.
     The last `num_valid` training images are held out: by default 400, as Burda et al.
     do, or a tenth of a small set. `binarize` is "dynamic" (a new draw at each access),
     "static" (one draw), "threshold" or "none" (pixel / 255).
     What is evaluated is drawn once, with a fixed seed, whatever the seed of the run.
     Raises ValueError where a batch is larger than the set or num_valid leaves nothing.
     """
-    for_training = sources.load(dataset, "train", data_dir=data_dir)
-    for_test = sources.load(dataset, "test", data_dir=data_dir)
+    for_training, for_test = _train_and_test(dataset, data_dir)
     training, label = for_training.image, for_training.label
     test, test_label = for_test.image, for_test.label
     if training.shape[1:] != test.shape[1:]:
@@ -89,7 +90,7 @@ def image_data(
     if label is not None:
         columns["label"], valid_label = label[:-num_valid], label[-num_valid:]
     stream = batches.shuffled(columns, batch_size=batch_size, seed=seed)
-    prepare = _draw if binarize == "dynamic" else _scale
+    prepare = _draw if binarize == "dynamic" else divide_by_255
     return ImageData(
         stream,
         prepare,
@@ -103,10 +104,31 @@ def image_data(
     )
 
 
+def _train_and_test(
+    dataset: str | Path, data_dir: str | Path | None
+) -> tuple[sources.Dataset, sources.Dataset]:
+    whole = sources.load(dataset, "train", data_dir=data_dir)
+    if not sources.has_only_train(dataset, data_dir=data_dir):
+        return whole, sources.load(dataset, "test", data_dir=data_dir)
+    n = len(whole.image) - min(10_000, len(whole.image) // 10)
+    if n == len(whole.image):
+        raise ValueError(
+            f"{dataset} has only {n} images and no test split: a tenth of 10 or more "
+            "can be held out"
+        )
+    image, label = whole.image, whole.label
+    first, last = (None, None) if label is None else (label[:n], label[n:])
+    return (
+        sources.Dataset(whole.name, f"train[:{n}]", image[:n], first),
+        sources.Dataset(whole.name, f"train[{n}:]", image[n:], last),
+    )
+
+
 def _draw(key: Key, batch: Batch) -> Array:
     return batches.binarize_dynamic(key, batch["image"])
 
 
-def _scale(key: Key, batch: Batch) -> Array:
+def divide_by_255(key: Key, batch: Batch) -> Array:
+    """pixel / 255, float32 [n, D]: the `preprocess` of what is not drawn anew."""
     del key
     return batch["image"].astype(jnp.float32) / 255

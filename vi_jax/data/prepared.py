@@ -2,10 +2,12 @@
 
 import contextlib
 import difflib
+import functools
 import importlib.util
 import io
 import json
 import logging
+import operator
 import os
 import re
 import socket
@@ -303,31 +305,30 @@ def _quiet(*, progress: bool = False) -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
-def fits(found: Prepared, split: str) -> bool:
-    """Whether a whole split, as arrays, stays below the 4 GiB that `read` allows."""
+def fits(found: Prepared, split: str, limit: int) -> bool:
+    """Whether the images of a whole split stay below `limit` bytes."""
     with _quiet():
         source, _ = _open(found, split)
-        return len(source) * _first(found, source).size <= MAX_BYTES
+        return len(source) * _first(found, source).size <= limit
 
 
 def read(found: Prepared, split: str, rows: slice) -> dict[str, np.ndarray]:
-    """The "image" uint8 [n, h, w, c] and, if it has them, "label" int32 [n] of a split.
+    """The "image" uint8 [n, h, w, c] of a split and, int32 [n], its classes.
 
+    Those are "label" and whatever else is a class or a boolean, by name, such as
+    "label_shape"; one of a group is "attributes/Bald".
     Raises ValueError if the set is no set of images of one size, or if the rows take
     more than 4 GiB; OSError if the prepared files are damaged.
     """
     with _quiet():
         source, features = _open(found, split)
-        columns = ["image"] + ["label"] * _has_labels(features)
         chosen = range(len(source))[rows]
         first = _first(found, source)
         _check_images(found.name, split, first, len(chosen))
-        out = {
-            "image": np.empty((len(chosen), *first.shape), np.uint8),
-            "label": np.empty(len(chosen), np.int32),
-        }
-        _fill(found, source, chosen, out, columns)
-    return {k: out[k] for k in columns}
+        out = {"image": np.empty((len(chosen), *first.shape), np.uint8)}
+        out |= {k: np.empty(len(chosen), np.int32) for k in _classes(features)}
+        _fill(found, source, chosen, out)
+    return out
 
 
 def _first(found: Prepared, source) -> np.ndarray:
@@ -337,7 +338,8 @@ def _first(found: Prepared, source) -> np.ndarray:
         raise _broken(found.name, found.directory, error) from error
 
 
-def _fill(found, source, chosen, out, columns) -> None:
+def _fill(found, source, chosen, out) -> None:
+    paths = {column: column.split("/") for column in out}
     for start in range(0, len(chosen), 1000):
         try:
             examples = source.__getitems__(list(chosen[start : start + 1000]))
@@ -346,8 +348,8 @@ def _fill(found, source, chosen, out, columns) -> None:
         for i, example in enumerate(examples, start):
             if example["image"].shape != out["image"].shape[1:]:
                 raise ValueError(f"the images of {found.name} differ in size")
-            for column in columns:
-                out[column][i] = example[column]
+            for column, path in paths.items():
+                out[column][i] = functools.reduce(operator.getitem, path, example)
 
 
 def _open(found: Prepared, split: str):
@@ -364,11 +366,21 @@ def _open(found: Prepared, split: str):
     return source, features
 
 
-def _has_labels(features) -> bool:
-    if "label" not in features:
-        return False
-    label = features["label"]
-    return label.shape == () and np.issubdtype(label.np_dtype, np.integer)
+def _classes(features) -> list[str]:
+    """Names of the classes and booleans, sorted: a prepared set keeps no order."""
+    import tensorflow_datasets as tfds
+
+    found = []
+    for name, feature in features.items():
+        if isinstance(feature, tfds.features.FeaturesDict):
+            found += [f"{name}/{inner}" for inner in _classes(feature)]
+        elif feature.shape == () and (
+            isinstance(feature, tfds.features.ClassLabel)
+            or feature.np_dtype == np.bool_
+            or (name == "label" and np.issubdtype(feature.np_dtype, np.integer))
+        ):
+            found.append(name)
+    return sorted(found)
 
 
 def _check_images(name: str, split: str, first: np.ndarray, n: int) -> None:

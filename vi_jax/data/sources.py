@@ -13,6 +13,11 @@ import numpy as np
 
 from vi_jax.data import files, prepared
 
+# Sets whose pixels are 0 and 1.
+_BITS = {"binarized_mnist", "dsprites"}
+# Of a split above this many bytes, a slice is read alone.
+_MAX_SLICED = 2**30
+
 
 class Dataset(NamedTuple):
     """One split of a set of images."""
@@ -39,25 +44,50 @@ def load(
     of an .npz are read: `files.read`). "mnist" comes with the package; another set has
     to be prepared once: python -m vi_jax.data prepare NAME. Sets and a cache of their
     arrays lie in `data_dir`, by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    binarized_mnist's 0 and 1 are returned as 0 and 255, so that pixel / 255 is a
-    probability for every set.
+    The 0 and 1 of binarized_mnist and dsprites are returned as 0 and 255, so that
+    pixel / 255 is a probability for every set. A slice of a split above 1 GiB is read
+    alone, without a cache.
     Raises ValueError (unknown set or split, unsuitable or damaged file),
     FileNotFoundError (missing file, set not prepared), OSError (data_dir).
     """
-    base, rows = _parse_split(split)
     if files.is_path(name):
-        return _load_file(name, split, base, rows)
+        return _load_file(name, split, *_parse_split(split))
+    found = columns(name, split, data_dir=data_dir)
+    return Dataset(name, split, found["image"], found.get("label"))
+
+
+def columns(
+    name: str, split: str, *, data_dir: str | Path | None = None
+) -> dict[str, np.ndarray]:
+    """The "image" of a public set and all its classes, as `prepared.read` names them.
+
+    Everything else is as in `load`.
+    """
+    base, rows = _parse_split(split)
+    found, folder = _find(name, data_dir)
+    if base not in found.splits:
+        raise ValueError(f"{name} has no split {base!r}, only {sorted(found.splits)}")
+    read = _cached(found, folder, base, rows)
+    if not len(read["image"]):
+        raise ValueError(f"{split!r} of {name} selects no examples")
+    return read
+
+
+def has_only_train(name: str | Path, *, data_dir: str | Path | None = None) -> bool:
+    """Whether a public set has the split "train" and no other; never so of a file.
+
+    Raises as `load` does where the set is not found.
+    """
+    if files.is_path(name):
+        return False
+    return set(_find(str(name), data_dir)[0].splits) == {"train"}
+
+
+def _find(name: str, data_dir: str | Path | None) -> tuple[prepared.Prepared, Path]:
     if not re.fullmatch(r"\w+(/[\w.-]+)?", name):
         raise ValueError(f"{name!r} is neither the name of a set nor a path to a file")
     folder = Path(data_dir).expanduser() if data_dir else prepared.default_data_dir()
-    found = prepared.find(name, folder) or _prepare_embedded(name, folder)
-    if base not in found.splits:
-        raise ValueError(f"{name} has no split {base!r}, only {sorted(found.splits)}")
-    columns = _cached(found, folder, base, rows)
-    label = columns.get("label")
-    if not len(columns["image"]):
-        raise ValueError(f"{split!r} of {name} selects no examples")
-    return Dataset(name, split, columns["image"], label)
+    return prepared.find(name, folder) or _prepare_embedded(name, folder), folder
 
 
 def _load_file(name: str | Path, split: str, base: str, rows: slice) -> Dataset:
@@ -100,21 +130,25 @@ def _cached(
 ) -> dict[str, np.ndarray]:
     """The rows of a split, kept as arrays, since decoding its images takes seconds."""
     cache = folder / "vi_jax" / found.name / found.directory.name / f"{base}.npz"
+    whole = rows == slice(None)
+    limit = prepared.MAX_BYTES if whole else min(_MAX_SLICED, prepared.MAX_BYTES)
     # A damaged cache heals: whatever is wrong with it, it is written again.
     with contextlib.suppress(Exception), cache.open("rb") as file:
-        with np.load(file, allow_pickle=False) as archive:
-            return {k: archive[k][rows] for k in archive.files}
-    if not prepared.fits(found, base):
+        # Twice, since the classes are not among the bytes that `fits` counts.
+        if whole or cache.stat().st_size <= 2 * limit:
+            with np.load(file, allow_pickle=False) as archive:
+                return {k: archive[k][rows] for k in archive.files}
+    if not prepared.fits(found, base, limit):
         return _as_pixels(found.name, prepared.read(found, base, rows))
-    columns = _as_pixels(found.name, prepared.read(found, base, slice(None)))
-    _keep(cache, columns)
-    return {k: v[rows] for k, v in columns.items()}
+    everything = _as_pixels(found.name, prepared.read(found, base, slice(None)))
+    _keep(cache, everything)
+    return {k: v[rows] for k, v in everything.items()}
 
 
 def _as_pixels(name: str, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if name != "binarized_mnist":
-        return columns
-    return {"image": columns["image"] * np.uint8(255)}
+    if name in _BITS:
+        columns["image"] *= np.uint8(255)  # in place: dsprites takes 3 GB
+    return columns
 
 
 def _keep(cache: Path, columns: dict[str, np.ndarray]) -> None:

@@ -17,6 +17,15 @@ from vi_jax.evaluation.classes import (
     expected_calibration_error as expected_calibration_error,
     fit_temperature as fit_temperature,
 )
+from vi_jax.evaluation.disentanglement import (
+    Dci as Dci,
+    dci as dci,
+    explicitness as explicitness,
+    latent_factor_information as latent_factor_information,
+    mig as mig,
+    modularity as modularity,
+    sap as sap,
+)
 from vi_jax.evaluation.exact import (
     ElboForms as ElboForms,
     elbo_forms as elbo_forms,
@@ -36,6 +45,14 @@ from vi_jax.evaluation.gradients import (
     gradient_moments as gradient_moments,
     squared_snr as squared_snr,
 )
+from vi_jax.evaluation.intervention_scores import (
+    beta_vae_score as beta_vae_score,
+    factor_vae_score as factor_vae_score,
+)
+from vi_jax.evaluation.kl_split import (
+    KlSplit as KlSplit,
+    kl_split as kl_split,
+)
 from vi_jax.evaluation.latents import (
     RateSplit as RateSplit,
     active_units as active_units,
@@ -48,4 +65,10 @@ from vi_jax.evaluation.latents import (
 from vi_jax.evaluation.likelihood import (
     LogLikelihood as LogLikelihood,
     log_likelihood as log_likelihood,
+)
+from vi_jax.evaluation.model_selection import (
+    across_seeds as across_seeds,
+    lasso_similarity as lasso_similarity,
+    spearman_similarity as spearman_similarity,
+    udr as udr,
 )

@@ -3,6 +3,7 @@
 `posteriors` is q(z | x_i) with a leading n in every leaf, as `jax.vmap` makes it.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,13 @@ def kl_per_latent(posteriors: Normal, prior: Normal) -> Array:
     posteriors [n, d] and prior [d] have independent coordinates, so that the sum is the
     rate. Raises ValueError where they are no diagonal Gaussians of these shapes.
     """
+    check_diagonal(posteriors, prior)
+    each = jax.vmap(jax.vmap(kl), in_axes=(0, None))(posteriors, prior)  # [n, d]
+    return jnp.mean(each, axis=0)
+
+
+def check_diagonal(posteriors: Distribution, prior: Distribution) -> None:
+    """Raise ValueError unless these are diagonal Gaussians over [n, d] and [d]."""
     if not (type(posteriors) is type(prior) is Normal):
         raise ValueError(
             "the KL splits over latents for diagonal Gaussians only, got "
@@ -40,8 +48,6 @@ def kl_per_latent(posteriors: Normal, prior: Normal) -> Array:
             "needed: posteriors [n, d] and a prior [d], got "
             f"{posteriors.loc.shape} and {prior.loc.shape}"
         )
-    each = jax.vmap(jax.vmap(kl), in_axes=(0, None))(posteriors, prior)  # [n, d]
-    return jnp.mean(each, axis=0)
 
 
 class RateSplit(NamedTuple):
@@ -75,9 +81,9 @@ def split_rate(
     z, log_q, log_aggregate = _log_densities(key, posteriors, num_samples, chunk)
     log_prior = jax.vmap(jax.vmap(lambda z: jnp.sum(prior.log_prob(z))))(z)
     return RateSplit(
-        rate=_mean(log_q - log_prior),
-        mutual_information=_mean(log_q - log_aggregate),
-        aggregate_kl=_mean(log_aggregate - log_prior),
+        rate=estimate(log_q - log_prior),
+        mutual_information=estimate(log_q - log_aggregate),
+        aggregate_kl=estimate(log_aggregate - log_prior),
     )
 
 
@@ -89,7 +95,7 @@ def mutual_information(
     That of `split_rate`, where there is no prior to compare with. Raises as it does.
     """
     _, log_q, log_aggregate = _log_densities(key, posteriors, num_samples, chunk)
-    return _mean(log_q - log_aggregate)
+    return estimate(log_q - log_aggregate)
 
 
 def aggregate_kl(
@@ -128,6 +134,26 @@ def _log_densities(
     key: Key, posteriors: Distribution, num_samples: int, chunk: int
 ) -> tuple[Array, Array, Array]:
     """z ~ q(z | x_i), log q(z | x_i) and log q(z), leading with [n, num_samples]."""
+
+    def at(z: Array, i: Array) -> tuple[Array, Array, Array]:
+        each = jax.vmap(lambda q: jnp.sum(q.log_prob(z)))(posteriors)  # [n]
+        return z, each[i], log_mean_exp(each)
+
+    return at_draws(at, key, posteriors, num_samples=num_samples, chunk=chunk)
+
+
+def at_draws(
+    f: Callable,
+    key: Key,
+    posteriors: Distribution,
+    *,
+    num_samples: int,
+    chunk: int,
+):
+    """f(z, i) at num_samples draws z of each q(z | x_i), leading [n, num_samples].
+
+    Of `chunk` examples at a time. Raises ValueError as `split_rate` does.
+    """
     n = jax.tree.leaves(posteriors)[0].shape[0]
     if n < 2 or num_samples < 1 or chunk < 1:
         raise ValueError(
@@ -135,18 +161,18 @@ def _log_densities(
             f"{n}, {num_samples} and {chunk}"
         )
 
-    def at(z: Array, i: Array) -> tuple[Array, Array]:
-        each = jax.vmap(lambda q: jnp.sum(q.log_prob(z)))(posteriors)  # [n]
-        return each[i], log_mean_exp(each)
-
     def of_example(i_and_keys):
         i, keys = i_and_keys
         z = jax.vmap(jax.tree.map(lambda leaf: leaf[i], posteriors).sample)(keys)
-        return z, *jax.vmap(at, in_axes=(0, None))(z, i)
+        return jax.vmap(f, in_axes=(0, None))(z, i)
 
     keys = jax.random.split(key, (n, num_samples))
     return jax.lax.map(of_example, (jnp.arange(n), keys), batch_size=min(chunk, n))
 
 
-def _mean(values: Array) -> Estimate:
-    return Estimate(jnp.mean(values), jnp.std(values, ddof=1) / values.size**0.5)
+def estimate(values: Array) -> Estimate:
+    """The mean of values [n, k, ...] over the draws n k, and its standard error."""
+    draws = values.shape[0] * values.shape[1]
+    return Estimate(
+        jnp.mean(values, (0, 1)), jnp.std(values, (0, 1), ddof=1) / draws**0.5
+    )

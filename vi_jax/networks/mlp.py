@@ -11,10 +11,12 @@ from vi_jax.networks.linen import from_linen
 from vi_jax.types import Array, Component
 
 
-class _Mlp(linen.Module):
+class DenseLayers(linen.Module):
+    """The layers of `mlp`, also as a part of other networks."""
+
     features: tuple[int, ...]
     activation: Callable[[Array], Array]
-    output_bias: Array | None
+    output_bias: Array | None = None
 
     @linen.compact
     def __call__(self, x: Array | tuple[Array, ...]) -> Array:
@@ -57,4 +59,4 @@ def mlp(
         raise ValueError(
             f"output_bias has shape {output_bias.shape}, expected ({outputs},)"
         )
-    return from_linen(_Mlp((*hidden, outputs), activation, output_bias))
+    return from_linen(DenseLayers((*hidden, outputs), activation, output_bias))

@@ -1,0 +1,128 @@
+"""A convolutional VAE with one layer of Gaussian latents on dynamic MNIST.
+
+python -m experiments.mnist_conv
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+from vi_jax import (
+    bounds,
+    commands,
+    estimators,
+    likelihoods,
+    models,
+    networks,
+    objectives,
+    posteriors,
+    priors,
+    training,
+)
+from vi_jax.data import batches
+from vi_jax.data.images import image_data
+from vi_jax.experiment import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """The knobs of the run, all of them part of what the run folder stands for."""
+
+    k: int = 1
+    """Importance samples of z per image; 1 is the ELBO."""
+    latents: int = 40
+    """Dimension of z."""
+    encoder_channels: tuple[int, ...] = (32, 64, 64)
+    """Features of the convolutions, which shrink the image by 2, 2 and 1."""
+    decoder_channels: tuple[int, ...] = (32, 16)
+    """Features of the images of a quarter and a half of the size."""
+    dense: int = 256
+    """Width of the dense layer of each network."""
+    epochs: float = 100.0
+    """Passes over the training images."""
+    batch_size: int = 100
+    """Images per step."""
+    optimizer: Literal["adam", "soap"] = "soap"
+    """`soap` needs far fewer steps, of large batches or many samples."""
+    learning_rate: float = 3e-3
+    """The step size at its highest; it falls to 0 along a cosine."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data and every draw in training."""
+    dataset: str = "mnist"
+    """Name of a set of tensorflow-datasets, or path of an .npz with x_train, x_test."""
+    binarize: Literal["dynamic", "static", "threshold"] = "dynamic"
+    """A new draw at each access, one fixed draw, or pixel >= 128."""
+    data_dir: str = ""
+    """Where sets are prepared; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    eval_samples: int = 5000
+    """Importance samples per test image."""
+    scan_steps: int = 100
+    """Steps in one compiled dispatch."""
+    checkpoint_epochs: float = 5.0
+    """Epochs from one checkpoint, with its validation, to the next."""
+
+
+def build(knobs: Knobs) -> Experiment:
+    """The experiment that the knobs describe."""
+    data = image_data(
+        knobs.dataset,
+        binarize=knobs.binarize,
+        batch_size=knobs.batch_size,
+        seed=knobs.seed,
+        data_dir=knobs.data_dir or None,
+    )
+    steps = functools.partial(
+        batches.steps_per_run, data.num_train, batch_size=knobs.batch_size
+    )
+    encoder = networks.conv_encoder(
+        data.shape,
+        2 * knobs.latents,
+        channels=knobs.encoder_channels,
+        strides=(2, 2, 1)[: len(knobs.encoder_channels)],
+        dense=(knobs.dense,),
+    )
+    decoder = networks.conv_decoder(
+        data.shape,
+        channels=knobs.decoder_channels,
+        strides=(2, 2, 1)[: len(knobs.decoder_channels)],
+        dense=(knobs.dense,),
+        output_bias=likelihoods.bias_from_mean(data.mean),
+    )
+    model = models.vae(
+        priors.standard_normal(knobs.latents),
+        posteriors.normal(encoder),
+        likelihoods.bernoulli(decoder),
+    )
+    loss = objectives.batch_loss(
+        model,
+        preprocess=data.preprocess,
+        bound=bounds.iwae,
+        estimator=estimators.dreg,
+        num_samples=knobs.k,
+    )
+    num_steps = steps(epochs=knobs.epochs)
+    optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]
+    return Experiment(
+        model,
+        loss,
+        optimizer(knobs.learning_rate, num_steps=num_steps),
+        data,
+        seed=knobs.seed,
+        num_steps=num_steps,
+        scan_steps=knobs.scan_steps,
+        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
+        num_eval_samples=knobs.eval_samples,
+        about={
+            "dataset": knobs.dataset,
+            "binarize": knobs.binarize,
+            "likelihood": "bernoulli",
+            "num_train": data.num_train,
+            "bound": "iwae",
+            "estimator": "dreg",
+            "k": knobs.k,
+        },
+    )
+
+
+if __name__ == "__main__":
+    commands.main("mnist_conv", Knobs, build)

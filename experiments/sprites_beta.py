@@ -1,0 +1,221 @@
+"""beta-VAE, beta-TCVAE and others on sprites with known factors, and their scores.
+
+python -m experiments.sprites_beta --objective beta_tcvae --seed 0
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vi_jax import (
+    commands,
+    disentangling,
+    evaluation,
+    likelihoods,
+    models,
+    networks,
+    objectives,
+    posteriors,
+    priors,
+    schedules,
+    training,
+)
+from vi_jax.data import sprites
+from vi_jax.experiment import Experiment
+from vi_jax.model import Model, analytic_terms
+from vi_jax.types import Component, LossFn, Params
+
+Objective = Literal[
+    "vae",
+    "beta_vae",
+    "capacity",
+    "beta_tcvae",
+    "factor_vae",
+    "dip_vae_i",
+    "dip_vae_ii",
+    "info_vae",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """The knobs of the run, all of them part of what the run folder stands for."""
+
+    objective: Objective = "beta_vae"
+    """What is minimised."""
+    strength: float = 4.0
+    """beta of beta_vae and beta_tcvae, gamma of factor_vae, lambda of the others (the
+    last capacity in nats of `capacity`); `vae` has none."""
+    network: Literal["mlp", "conv"] = "conv"
+    """Two hidden layers, or four convolutions of stride 2 and a dense layer."""
+    hidden: int = 256
+    """Width of the hidden or dense layers."""
+    latents: int = 10
+    """Dimension of z."""
+    size: int = 32
+    """Side of the images; dSprites' own is 64."""
+    coloured: bool = False
+    """Sprites in eight colours, a sixth factor."""
+    steps: int = 40_000
+    """Training steps."""
+    anneal_steps: int = 0
+    """Steps over which the strength rises to its value, from 0 (beta: from 1)."""
+    batch_size: int = 64
+    """Images per step."""
+    optimizer: Literal["adam", "soap"] = "adam"
+    """`soap` needs fewer steps."""
+    learning_rate: float = 1e-3
+    """The step size at its highest; it falls to 0 along a cosine."""
+    seed: int = 0
+    """Of the initial parameters, the order of the data and every draw in training."""
+    eval_samples: int = 500
+    """Importance samples per test image."""
+    scan_steps: int = 200
+    """Steps in one compiled dispatch."""
+    checkpoint_steps: int = 4_000
+    """Steps from one checkpoint, with its validation, to the next."""
+    num_votes: int = 10_000
+    """Votes that train the scores by intervention; half as many measure them."""
+
+
+def build(knobs: Knobs) -> Experiment:
+    """The experiment that the knobs describe."""
+    data = sprites.sprite_data(
+        batch_size=knobs.batch_size,
+        seed=knobs.seed,
+        size=knobs.size,
+        coloured=knobs.coloured,
+    )
+    encoder, decoder = _networks(knobs, data.shape, data.mean)
+    model = models.vae(
+        priors.standard_normal(knobs.latents),
+        posteriors.normal(encoder),
+        likelihoods.bernoulli(decoder),
+    )
+    model, loss = _objective(knobs, model, data)
+    optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]
+    return Experiment(
+        model,
+        loss,
+        optimizer(knobs.learning_rate, num_steps=knobs.steps),
+        data,
+        seed=knobs.seed,
+        num_steps=knobs.steps,
+        scan_steps=knobs.scan_steps,
+        checkpoint_steps=knobs.checkpoint_steps,
+        num_eval_samples=knobs.eval_samples,
+        about={
+            "dataset": f"sprites{knobs.size}" + "_coloured" * knobs.coloured,
+            "binarize": "none",
+            "likelihood": "bernoulli",
+            "num_train": data.num_train,
+            "objective": knobs.objective,
+            "strength": knobs.strength,
+        },
+        measure=functools.partial(scores, knobs, model),
+    )
+
+
+def _networks(knobs: Knobs, shape, mean: np.ndarray) -> tuple[Component, Component]:
+    bias = likelihoods.bias_from_mean(mean)
+    if knobs.network == "mlp":
+        mlp = functools.partial(
+            networks.mlp, [knobs.hidden] * 2, activation=jax.nn.relu
+        )
+        return mlp(2 * knobs.latents), mlp(mean.size, output_bias=bias)
+    how = {"strides": (2, 2, 2, 2), "kernel_size": 4, "dense": (knobs.hidden,)}
+    return (
+        networks.conv_encoder(
+            shape, 2 * knobs.latents, channels=(32, 32, 64, 64), **how
+        ),
+        networks.conv_decoder(
+            shape, channels=(64, 64, 32, 32), output_bias=bias, **how
+        ),
+    )
+
+
+def _objective(knobs: Knobs, model: Model, data) -> tuple[Model, LossFn]:
+    """The model, with a discriminator where one plays along, and the loss."""
+    given = functools.partial(_with, model, preprocess=data.preprocess)
+    strength = knobs.strength
+    if knobs.objective in ("vae", "beta_vae"):
+        last = 1.0 if knobs.objective == "vae" else strength
+        beta = schedules.constant(last)
+        if knobs.anneal_steps:
+            beta = schedules.linear(knobs.anneal_steps, start=1.0, end=last)
+        return model, given(objectives.batch_loss, beta=beta, terms=analytic_terms)
+    if knobs.objective == "capacity":
+        capacity = schedules.linear(
+            knobs.anneal_steps or knobs.steps // 2, end=strength
+        )
+        return model, given(objectives.capacity_loss, capacity=capacity, gamma=100.0)
+    if knobs.objective == "beta_tcvae":
+        return model, given(
+            disentangling.beta_tc_loss, num_data=data.num_train, beta=strength
+        )
+    if knobs.objective == "factor_vae":
+        classifier = networks.mlp([256] * 3, 2, activation=jax.nn.leaky_relu)
+        loss = given(
+            functools.partial(disentangling.factor_loss, discriminator=classifier),
+            gamma=strength,
+        )
+        return disentangling.with_discriminator(model, classifier), loss
+    if knobs.objective == "info_vae":
+        kernel = disentangling.inverse_multiquadratic_kernel(
+            (2.0 * knobs.latents) ** 0.5
+        )
+        return model, given(
+            disentangling.mmd_loss, kernel=kernel, alpha=0.0, lambda_mmd=strength
+        )
+    covariance, diagonal = {
+        "dip_vae_i": (disentangling.covariance_of_means, 10 * strength),
+        "dip_vae_ii": (disentangling.covariance_of_latents, strength),
+    }[knobs.objective]
+    return model, given(
+        disentangling.dip_loss,
+        covariance=covariance,
+        lambda_offdiag=strength,
+        lambda_diag=diagonal,
+    )
+
+
+def _with(model: Model, make: Callable[..., LossFn], **options) -> LossFn:
+    return make(model, **options)
+
+
+def scores(knobs: Knobs, model: Model, params: Params) -> dict[str, Any]:
+    """How far the latents of the means of q(z | x) follow the factors, one each."""
+    grid = sprites.COLOURED_FACTORS if knobs.coloured else sprites.FACTORS
+    sizes = list(grid.values())
+    render = sprites.render_coloured if knobs.coloured else sprites.render
+
+    @jax.jit
+    def encode(factors):
+        def one(f):
+            x = render(f, size=knobs.size).ravel() / 255
+            return model.posterior(params, x.astype(jnp.float32)).mean()
+
+        return jax.vmap(one)(jnp.asarray(factors))
+
+    rng = np.random.default_rng(knobs.seed)
+    factors = rng.integers(0, sizes, (10_000, len(sizes)))
+    codes = np.asarray(encode(factors))
+    votes = {"num_train": knobs.num_votes, "num_eval": knobs.num_votes // 2}
+    information = evaluation.latent_factor_information(codes, factors)
+    return {
+        "factor_vae_score": evaluation.factor_vae_score(encode, sizes, **votes),
+        "mig": evaluation.mig(codes, factors),
+        "sap": evaluation.sap(codes, factors),
+        "modularity": evaluation.modularity(codes, factors),
+        "information": information.round(4).tolist(),
+        "factors": list(grid),
+    }
+
+
+if __name__ == "__main__":
+    commands.main("sprites_beta", Knobs, build)

@@ -1,0 +1,29 @@
+"""Distributions over one example, as pytrees that hold their parameters.
+
+Each has `sample(key) -> event`, `log_prob(event) -> []` in nats summed over the event,
+`mean()`, and the class constant `pathwise`: whether a sample carries the gradient of
+the parameters. `vmap` adds samples and batches.
+"""
+
+from vi_jax.distributions.base import LOG_2PI as LOG_2PI, Distribution as Distribution
+from vi_jax.distributions.continuous import (
+    Beta as Beta,
+    FullNormal as FullNormal,
+    Gamma as Gamma,
+    Normal as Normal,
+)
+from vi_jax.distributions.discrete import (
+    Bernoulli as Bernoulli,
+    Categorical as Categorical,
+    JointBernoulli as JointBernoulli,
+    StraightThroughBernoulli as StraightThroughBernoulli,
+    binary_states as binary_states,
+)
+from vi_jax.distributions.mixture import Mixture as Mixture
+from vi_jax.distributions.pixels import (
+    ContinuousBernoulli as ContinuousBernoulli,
+    DiscretizedLogistic as DiscretizedLogistic,
+    DiscretizedLogisticMixture as DiscretizedLogisticMixture,
+    PixelCategorical as PixelCategorical,
+    bits_per_dim as bits_per_dim,
+)

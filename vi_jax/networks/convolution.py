@@ -1,0 +1,103 @@
+"""Convolutions of one image [h, w, c], in the form that each platform runs fastest.
+
+On CPU, XLA's convolution loses its threads inside a loop, and its gradients are slow
+outside one too. There a convolution is written as patches times a matrix, and its
+transpose as a matrix times the pixels, whose overlapping parts are added; `vmap` makes
+one large product of either. Elsewhere it is XLA's own.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vi_jax.types import Array
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def downsample(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The convolution of x [h, w, c] with a kernel [k, k, c, o], padding "SAME".
+
+    The result is [ceil(h / stride), ceil(w / stride), o].
+    """
+    if jax.default_backend() != "cpu":
+        strides = (stride, stride)
+        return lax.conv_general_dilated(
+            x[None], kernel, strides, "SAME", dimension_numbers=_LAYOUT
+        )[0]
+    features = kernel.shape[-1]
+    return _patches(x, kernel.shape[0], stride) @ kernel.reshape(-1, features)
+
+
+def upsample(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """The transposed convolution of x [h, w, c] with a kernel [k, k, o, c].
+
+    It is the transpose, as a linear map, of `downsample` from an image of [stride h,
+    stride w, o], which is its result's shape.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.conv_transpose(
+            x[None],
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=_LAYOUT,
+            transpose_kernel=True,
+        )[0]
+    taps = x @ jnp.moveaxis(kernel, -1, 0).reshape(x.shape[-1], -1)
+    return _overlapped(taps, kernel.shape[0], stride)
+
+
+def _before(k: int, stride: int, size: int) -> tuple[int, int]:
+    """The length of the result, and how many zeros go before the first pixel."""
+    length = -(-size // stride)
+    return length, max((length - 1) * stride + k - size, 0) // 2
+
+
+def _patches(x: Array, k: int, stride: int) -> Array:
+    """The k x k patches of x [h, w, c], at every stride-th pixel: [h', w', k k c]."""
+    (height, top), (width, left) = (_before(k, stride, n) for n in x.shape[:2])
+    below, right = (
+        max((n - 1) * stride + k - size - first, 0)
+        for n, first, size in zip((height, width), (top, left), x.shape, strict=False)
+    )
+    x = jnp.pad(x, ((top, below), (left, right), (0, 0)))
+    end = lambda i, n: i + (n - 1) * stride + 1
+    parts = [
+        x[i : end(i, height) : stride, j : end(j, width) : stride]
+        for i in range(k)
+        for j in range(k)
+    ]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _overlapped(taps: Array, k: int, stride: int) -> Array:
+    """The transpose of `_patches` from [s h, s w, o], of taps [h, w, k k o].
+
+    Pixel s m + i - first gets tap i of place m. Pixels of one remainder of division by
+    s, a phase, take the same taps, at places moved alike.
+    """
+    h, w, _ = taps.shape
+    # `split`, not an index: the gradient of many slices is a sum of padded arrays, that
+    # of a split one concatenation.
+    parts = jnp.split(taps, k * k, axis=-1)
+    first = _before(k, stride, stride * h)[1]
+    moves = [divmod(i - first, stride) for i in range(k)]  # (places, phase)
+
+    def phase(a: int, b: int) -> Array:
+        total = jnp.zeros_like(parts[0])
+        for i, (down, of_row) in enumerate(moves):
+            for j, (right, of_column) in enumerate(moves):
+                if (of_row, of_column) == (a, b):
+                    total += _moved(parts[i * k + j], down, right)
+        return total
+
+    phases = [[phase(a, b) for b in range(stride)] for a in range(stride)]
+    rows = [jnp.stack(row, axis=2) for row in phases]  # [h, w, s, o]
+    return jnp.stack(rows, axis=1).reshape(stride * h, stride * w, -1)
+
+
+def _moved(x: Array, down: int, right: int) -> Array:
+    """x [h, w, o] moved by whole places, zeros where nothing comes from."""
+    zero = jnp.zeros((), x.dtype)
+    return lax.pad(x, zero, ((down, -down, 0), (right, -right, 0), (0, 0, 0)))
