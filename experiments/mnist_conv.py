@@ -33,14 +33,14 @@ class Knobs:
     latents: int = 40
     """Dimension of z."""
     encoder_channels: tuple[int, ...] = (32, 64, 64)
-    """Features of the convolutions, which shrink the image by 2, 2 and 1."""
-    decoder_channels: tuple[int, ...] = (32, 16)
-    """Features of the images of a quarter and a half of the size."""
+    """Features of the convolutions, each of which halves the image."""
+    decoder_channels: tuple[int, ...] = (64, 32, 16)
+    """Features of the images that it grows, the smallest first."""
     dense: int = 256
     """Width of the dense layer of each network."""
     epochs: float = 100.0
     """Passes over the training images."""
-    batch_size: int = 100
+    batch_size: int = 250
     """Images per step."""
     optimizer: Literal["adam", "soap"] = "soap"
     """`soap` needs far fewer steps, of large batches or many samples."""
@@ -78,13 +78,13 @@ def build(knobs: Knobs) -> Experiment:
         data.shape,
         2 * knobs.latents,
         channels=knobs.encoder_channels,
-        strides=(2, 2, 1)[: len(knobs.encoder_channels)],
+        strides=(2, 2, 2)[: len(knobs.encoder_channels)],
         dense=(knobs.dense,),
     )
     decoder = networks.conv_decoder(
         data.shape,
         channels=knobs.decoder_channels,
-        strides=(2, 2, 1)[: len(knobs.decoder_channels)],
+        strides=(2, 2, 2)[: len(knobs.decoder_channels)],
         dense=(knobs.dense,),
         output_bias=likelihoods.bias_from_mean(data.mean),
     )

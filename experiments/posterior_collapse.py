@@ -58,7 +58,7 @@ from vi_jax.commands import clear_errors
 from vi_jax.data import batches
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.evaluation import collapse_report, split_rate
-from vi_jax.experiment import make_evaluator
+from vi_jax.evaluator import make_evaluator
 from vi_jax.model import Model, analytic_terms
 from vi_jax.types import Array, LossFn, Params
 

@@ -34,7 +34,7 @@ from vi_jax.commands import clear_errors
 from vi_jax.data import batches
 from vi_jax.data.images import Binarize, ImageData, image_data
 from vi_jax.evaluation import active_units
-from vi_jax.experiment import over_images
+from vi_jax.evaluator import over_images
 from vi_jax.model import Model, analytic_terms, reconstruct
 from vi_jax.objectives import per_example, summary
 from vi_jax.types import Array, Key, Params

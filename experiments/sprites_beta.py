@@ -51,7 +51,7 @@ class Knobs:
     strength: float = 4.0
     """beta of beta_vae and beta_tcvae, gamma of factor_vae, lambda of the others (the
     last capacity in nats of `capacity`); `vae` has none."""
-    network: Literal["mlp", "conv"] = "conv"
+    network: Literal["mlp", "conv", "broadcast"] = "broadcast"
     """Two hidden layers, or four convolutions of stride 2 and a dense layer."""
     hidden: int = 256
     """Width of the hidden or dense layers."""
@@ -128,6 +128,13 @@ def _networks(knobs: Knobs, shape, mean: np.ndarray) -> tuple[Component, Compone
             networks.mlp, [knobs.hidden] * 2, activation=jax.nn.relu
         )
         return mlp(2 * knobs.latents), mlp(mean.size, output_bias=bias)
+    if knobs.network == "broadcast":
+        mlp = networks.mlp(
+            [knobs.hidden] * 2, 2 * knobs.latents, activation=jax.nn.relu
+        )
+        stride = max(knobs.size // 16, 1)
+        how = {"stride": stride, "kernel_size": 2 * stride}
+        return mlp, networks.broadcast_decoder(shape, output_bias=bias, **how)
     how = {"strides": (2, 2, 2, 2), "kernel_size": 4, "dense": (knobs.hidden,)}
     return (
         networks.conv_encoder(

@@ -29,7 +29,7 @@ from vi_jax import (
 )
 from vi_jax.data import batches, labels as few_labels, load
 from vi_jax.distributions import Normal
-from vi_jax.experiment import make_evaluator
+from vi_jax.evaluator import make_evaluator
 from vi_jax.model import Model
 from vi_jax.resumable import Training
 from vi_jax.types import Array, Batch, Component, Key, Params

@@ -23,7 +23,7 @@ EVERYTHING = {
     *("em", "maximum_likelihood", "data", "plots", "runs", "experiment"),
     *("diagnosis", "commands", "networks", "key_functions"),
     *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
-    *("total_correlation", "disentangling"),
+    *("total_correlation", "disentangling", "evaluator"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -58,6 +58,7 @@ MAY_IMPORT = {
     "runs": TOOLS,
     "sweep": TOOLS,
     "resumable": TOOLS | {"training", "checkpoints", "early_stopping", "runs"},
+    "evaluator": EVERYTHING - {"evaluator", "experiment", "diagnosis", "commands"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},
     "commands": EVERYTHING - {"commands"},

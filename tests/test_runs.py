@@ -19,6 +19,7 @@ from experiments import mnist_fsvae, mnist_iwae, mnist_vae
 from vi_jax import commands, experiment, runs, training
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.data.batches import padded
+from vi_jax.evaluator import make_evaluator
 
 ROOT = Path(__file__).parent.parent
 MODULES = {
@@ -154,7 +155,7 @@ def test_early_stopping_waits_for_beta_and_then_for_its_patience(
     like = experiment.initial_state(built)
     best = open_checkpoints(tmp_path / "checkpoints").restore(like, "best")
     assert best.step == 70
-    measure = experiment.make_evaluator(built.model, num_samples=20)
+    measure = make_evaluator(built.model, num_samples=20)
     nll = -np.mean(measure(best.params, built.data.test).log_px)
     assert result["nll"] == pytest.approx(nll, rel=1e-6)
     # Killed after it had stopped, it stops where it was.
@@ -177,11 +178,11 @@ def test_the_evaluation_is_that_of_each_image_and_drops_none(small, finished):
     small_run = mnist_vae.build(knobs)
     params = experiment.initial_state(small_run).params
     x = small_run.data.test
-    evaluator = experiment.make_evaluator(small_run.model, num_samples=9, chunk=4)
+    evaluator = make_evaluator(small_run.model, num_samples=9, chunk=4)
     found = evaluator(params, x)
     assert found.log_px.shape == (33,)
     assert sum(mask.sum() for _, mask in padded(x, batch_size=20)) == 33
-    other = experiment.make_evaluator(
+    other = make_evaluator(
         small_run.model, num_samples=9, chunk=4, batch_size=7
     )
     np.testing.assert_allclose(found.log_px, other(params, x).log_px, rtol=1e-5)
@@ -251,7 +252,7 @@ def test_a_conditional_model_is_measured_given_the_label(conditional):
     assert result["bayes_accuracy"] == 1.0 and result["bayes_samples_per_class"] == 10
     built, state = final_state(run_dir, "mnist_fsvae")
     params = training.averaged_params(state)
-    measure = experiment.make_evaluator(built.model, num_samples=50)
+    measure = make_evaluator(built.model, num_samples=50)
     contexts = built.contexts(1 - built.data.test_label)
     wrong = -np.mean(measure(params, built.data.test, contexts).log_px)
     assert wrong > result["nll"] + 10
@@ -295,7 +296,7 @@ def test_diagnoses_of_a_conditional_model_are_given_the_label(conditional):
     found = json.loads((run_dir / "gaps-last-3.json").read_text())
     built, state = final_state(run_dir, "mnist_fsvae")
     contexts = built.contexts(built.data.test_label[:3])
-    measure = experiment.make_evaluator(built.model, num_samples=500, batch_size=3)
+    measure = make_evaluator(built.model, num_samples=500, batch_size=3)
     log_px = measure(state.params, built.data.test[:3], contexts).log_px.mean()
     assert found["log_px"] == pytest.approx(log_px, abs=0.5)
 
@@ -315,7 +316,7 @@ def test_iwae_beta_schedules_and_other_choices_train(small, tmp_path):
     iwae = train(small, tmp_path / "a", "mnist_iwae", k=3, clip_norm=1.0, ema=0.9)
     assert iwae["bound"] == "iwae" and iwae["estimator"] == "dreg"
     built, state = final_state(tmp_path / "a", "mnist_iwae")
-    measure = experiment.make_evaluator(built.model, num_samples=20)
+    measure = make_evaluator(built.model, num_samples=20)
     nll = lambda params: -np.mean(measure(params, built.data.test).log_px)
     assert nll(training.averaged_params(state)) == pytest.approx(iwae["nll"], rel=1e-6)
     assert nll(state.params) != pytest.approx(iwae["nll"], rel=1e-6)

@@ -115,3 +115,13 @@ def test_it_falls_faster_than_adam_along_a_rotated_valley():
 def test_settings_out_of_range_are_errors(how):
     with pytest.raises(ValueError, match="needed: 0 <= b1, b2 < 1"):
         scale_by_soap(**how)
+
+
+def test_the_kernel_of_a_convolution_is_taken_as_a_matrix():
+    kernel = {"k": jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 4, 5)))}
+    matrix = jax.tree.map(lambda a: a.reshape(24, 5), kernel)
+    soap = scale_by_soap(refresh=1, max_side=5)
+    step = lambda tree: quick_jit(soap.update)(tree, soap.init(tree))[0]["k"]
+    np.testing.assert_allclose(step(kernel).reshape(24, 5), step(matrix), rtol=1e-6)
+    # And it is rotated: Adam's first step is the sign of the gradient.
+    assert (abs(abs(step(kernel)) - 1) > 0.1).any()

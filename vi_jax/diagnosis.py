@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from vi_jax.evaluation import ais, elbo_gaps, log_likelihood, reverse_ais, tune
-from vi_jax.experiment import Experiment, over_images
+from vi_jax.evaluator import over_images
+from vi_jax.experiment import Experiment
 from vi_jax.models import at_context
 from vi_jax.types import Array, Key, Params
 

@@ -17,24 +17,18 @@ import optax
 from matplotlib.figure import Figure
 
 from vi_jax import model as models, plots, resumable, runs
-from vi_jax.data.batches import padded
 from vi_jax.data.images import ImageData
+from vi_jax.distributions import bits_per_dim
 from vi_jax.early_stopping import EarlyStopping
-from vi_jax.evaluation import (
-    LogLikelihood,
-    active_units,
-    class_log_joints,
-    collapse_report,
-    log_likelihood,
-)
+from vi_jax.evaluation import active_units, class_log_joints, collapse_report
 from vi_jax.evaluation.psis import RELIABLE_PARETO_K
+from vi_jax.evaluator import EVALUATION_SEED, make_evaluator, over_images
 from vi_jax.model import Model
 from vi_jax.models import Conditional, at_context, moved
-from vi_jax.resumable import Training, progress_bar
+from vi_jax.resumable import Training
 from vi_jax.training import TrainState, init_state
 from vi_jax.types import Array, Key, LossFn, Metrics, Params
 
-EVALUATION_SEED = 123
 VALID_SAMPLES = 100
 
 
@@ -55,6 +49,7 @@ class Experiment(NamedTuple):
     early_stopping: EarlyStopping | None = None  # and the best parameters then
     num_classes: int = 0  # of the labels, where the model is conditional
     measure: Callable[[Params], dict[str, Any]] = lambda params: {}  # more to report
+    discrete: bool = False  # whether the likelihood is a probability of 256 values
 
     def contexts(self, label: np.ndarray | None) -> Array | None:
         """What the model is given beside each x, [n, c]; None where it takes x only."""
@@ -112,8 +107,11 @@ def _train_and_evaluate(
     result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
     result |= experiment.measure(params)
     records = runs.read_metrics(run_dir)
-    for file, figure in _pictures(experiment, params, records).items():
-        figure.savefig(run_dir / file)
+    for name, picture in _pictures(experiment, params, records).items():
+        if isinstance(picture, bytes):
+            (run_dir / name).write_bytes(picture)
+        else:
+            picture.savefig(run_dir / name)
     return result | about | experiment.about
 
 
@@ -137,67 +135,6 @@ def _validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
         return {name: value.tolist() for name, value in found.items()}
 
     return validate
-
-
-def make_evaluator(
-    model: Model | Conditional,
-    *,
-    num_samples: int,
-    batch_size: int = 20,
-    chunk: int = 50,
-    progress: bool = False,
-) -> Callable[..., LogLikelihood]:
-    """(params, x uint8 [n, D], contexts [n, ...] or None) -> LogLikelihood, [n] each.
-
-    Compiled once. The draws of an example depend on its place and EVALUATION_SEED, on
-    nothing else. batch_size x chunk rows go through the decoder at a time.
-    """
-
-    def one(params: Params, key: Key, x: Array, c: Array | None) -> LogLikelihood:
-        given = at_context(model, c)
-        return log_likelihood(
-            given, params, key, x, num_samples=num_samples, chunk=chunk
-        )
-
-    return over_images(one, batch_size=batch_size, progress=progress)
-
-
-def over_images(
-    one: Callable[[Params, Key, Array, Array | None], Any],
-    *,
-    batch_size: int = 20,
-    seed: int | None = None,
-    unit: str = "image",
-    progress: bool = True,
-) -> Callable[..., Any]:
-    """`one(params, key, x, c)` of every image, as (params, x [n, D] of bytes, c=None).
-
-    batch_size images at a time, compiled once, as numpy arrays [n, ...]. The key of an
-    image depends on its place, `seed` and EVALUATION_SEED.
-    """
-
-    @jax.jit
-    def some(params: Params, start: Array, rows: tuple) -> Any:
-        at = jax.random.key(EVALUATION_SEED)
-        at = at if seed is None else jax.random.fold_in(at, seed)
-        places = start + jnp.arange(batch_size)
-        keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
-        x, c = rows
-        x = x.astype(jnp.float32) / 255
-        return jax.vmap(lambda key, x, c: one(params, key, x, c))(keys, x, c)
-
-    def each(params: Params, x: np.ndarray, contexts: Array | None = None):
-        parts = []
-        with progress_bar(len(x), unit, disable=not progress) as bar:
-            for i, (rows, mask) in enumerate(
-                padded((x, contexts), batch_size=batch_size)
-            ):
-                part = jax.device_get(some(params, i * batch_size, rows))
-                parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
-                bar.update(int(mask.sum()))
-        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
-
-    return each
 
 
 def evaluate(
@@ -226,6 +163,9 @@ def evaluate(
     active = [int(active_units(m).sum()) for m in jax.tree.leaves(means)]
     by_classes = experiment.num_classes > 0
     classified = _classified(experiment, params, num_samples) if by_classes else {}
+    if experiment.discrete:
+        per_dim = bits_per_dim(np.mean(found.log_px, dtype=np.float64), x[0].size)
+        classified["bits_per_dim"] = float(per_dim)
     n = len(x)
     stderr = np.std(found.log_px, ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return {
@@ -352,6 +292,19 @@ def analogy_figure(experiment: Experiment, params: Params, *, rows=10) -> Figure
     return plots.image_grid(_as_images(experiment, images), columns=columns)
 
 
+def traversals(
+    experiment: Experiment, params: Params, kl_per_latent, *, num=10, points=12
+) -> dict[str, np.ndarray]:
+    """A test image with one latent moved from -2.5 to 2.5, [points, h, w, c] for each.
+
+    Of the `num` latents of the highest KL, under their names, the highest first.
+    """
+    x = _some(experiment, slice(1))[0][0]
+    moved = models.traverse(experiment.model, params, x, num_points=points, limit=2.5)
+    order = np.argsort(-np.asarray(kl_per_latent), kind="stable")[:num]
+    return {f"z{j}": _as_images(experiment, moved[j]) for j in order}
+
+
 def _some(experiment: Experiment, places) -> tuple[Array, np.ndarray | None]:
     """Test images at these places, in [0, 1], and their labels where there are any."""
     label = experiment.data.test_label
@@ -359,11 +312,26 @@ def _some(experiment: Experiment, places) -> tuple[Array, np.ndarray | None]:
     return x, None if label is None else label[places]
 
 
-def _pictures(experiment: Experiment, params: Params, records) -> dict[str, Figure]:
+def _of_latents(experiment: Experiment, params: Params, records) -> dict[str, Any]:
+    """Pictures of single latents, for a model that has a KL for each."""
+    rates = [r["kl_per_latent"] for r in records if "kl_per_latent" in r]
+    if not rates:
+        return {}
+    rows = traversals(experiment, params, rates[-1])
+    frames = np.stack(list(rows.values()), axis=1)
+    return {
+        "kl_per_latent.png": plots.kl_bars(rates[-1]),
+        "traversals.png": plots.named_rows(rows),
+        "traversals.gif": plots.animation(frames, columns=5),
+    }
+
+
+def _pictures(experiment: Experiment, params: Params, records) -> dict[str, Any]:
     by_class = {"analogies.png": analogy_figure} if experiment.num_classes else {}
     return {name: draw(experiment, params) for name, draw in by_class.items()} | {
         "samples.png": sample_figure(experiment, params),
         "reconstructions.png": reconstruction_figure(experiment, params),
         "interpolations.png": interpolation_figure(experiment, params),
         "training.png": plots.training_curves(records),
+        **_of_latents(experiment, params, records),
     }

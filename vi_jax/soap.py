@@ -39,8 +39,9 @@ def scale_by_soap(
     G G^T and G^T G: G' = U^T G V, m <- b1 m + (1 - b1) G', v <- b2 v + (1 - b2) G'^2,
     direction U (m / (sqrt(v) + eps)) V^T, with Adam's corrections of the first steps.
     U and V follow by one step of orthogonal iteration every `refresh` steps. A side
-    longer than `max_side`, and a parameter that is no matrix, is not rotated: without
-    any rotation this is Adam.
+    longer than `max_side`, and a vector, is not rotated: without any rotation this is
+    Adam. A parameter of more axes, such as the kernel of a convolution, is taken as the
+    matrix of its last axis and all others.
     Raises ValueError where a decay is outside [0, 1) or a count below 1.
     Ref: Vyas et al. 2025, arXiv:2409.11321.
     """
@@ -51,6 +52,7 @@ def scale_by_soap(
         )
 
     def start(p: Array) -> _Matrix:
+        p = _as_matrix(p)
         rotated = [d if p.ndim == 2 and d <= max_side else None for d in p.shape]
         rotated = rotated if p.ndim == 2 else [None, None]
         square = lambda make: tuple(d if d is None else make(d) for d in rotated)
@@ -64,6 +66,7 @@ def scale_by_soap(
         return SoapState(jnp.zeros((), jnp.int32), tuple(start(p) for p in leaves))
 
     def direction(old: _Matrix, g: Array, count: Array) -> tuple[Array, _Matrix]:
+        shape, g = g.shape, _as_matrix(g)
         second = _decay(old.second, (_left(g), _right(g)), b2)
         old = jax.lax.cond(
             (count == 1) | (count % refresh == 0), _turn, lambda m, _: m, old, second
@@ -73,7 +76,8 @@ def scale_by_soap(
         square = b2 * old.square + (1 - b2) * rotated**2
         step = mean / (1 - b1**count) / (jnp.sqrt(square / (1 - b2**count)) + eps)
         back = tuple(None if q is None else q.T for q in old.basis)
-        return _rotate(step, back), _Matrix(mean, square, second, old.basis)
+        step = _rotate(step, back).reshape(shape)
+        return step, _Matrix(mean, square, second, old.basis)
 
     def update(grads: Params, state: SoapState, params: Params | None = None):
         del params
@@ -87,6 +91,10 @@ def scale_by_soap(
         return jax.tree.unflatten(treedef, steps), SoapState(count, parameters)
 
     return optax.GradientTransformation(init, update)
+
+
+def _as_matrix(g: Array) -> Array:
+    return g.reshape(-1, g.shape[-1]) if g.ndim > 2 else g
 
 
 def _left(g: Array):

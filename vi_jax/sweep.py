@@ -55,7 +55,7 @@ def init_of_all(
 ) -> Params:
     """The first parameters of m models, of one key, or of a key each."""
     keys = jax.random.split(key, num_models)
-    return jax.vmap(init)(jnp.broadcast_to(keys[:1], keys.shape) if same else keys)
+    return jax.vmap(init)(jnp.repeat(keys[:1], num_models) if same else keys)
 
 
 def one_of_all(params: Params, i: int) -> Params:

@@ -1,6 +1,7 @@
 """Networks as Components. The only part of vi_jax that imports flax."""
 
 from vi_jax.networks.conv import (
+    broadcast_decoder as broadcast_decoder,
     conv_decoder as conv_decoder,
     conv_encoder as conv_encoder,
 )

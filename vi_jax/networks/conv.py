@@ -111,10 +111,39 @@ class _Decoder(linen.Module):
                 h = _Conv(width, self.kernel_size, stride, transposed=True)(h)
             h = h[:height, :length]
             h = self.activation(h) if i < len(layers) - 1 else h
-        if self.output_bias is not None:
-            start = lambda key: jnp.asarray(self.output_bias).reshape(self.shape)
-            h += self.param("output_bias", start)
-        return h.ravel()
+        return _with_bias(self, h)
+
+
+class _Broadcast(linen.Module):
+    shape: Shape
+    features: tuple[int, ...]
+    stride: int
+    kernel_size: int
+    activation: Callable[[Array], Array]
+    output_bias: Array | None
+
+    @linen.compact
+    def __call__(self, z: Array | tuple[Array, ...]) -> Array:
+        height, width, channels = self.shape
+        sides = [-(-n // self.stride) for n in (height, width)]
+        across = [jnp.linspace(-1, 1, n) if n > 1 else jnp.zeros(1) for n in sides]
+        place = jnp.stack(jnp.meshgrid(*across, indexing="ij"), axis=-1)  # [h, w, 2]
+        # The first layer sees z and the place: a product for z, once for all places.
+        h = DenseLayers(self.features[:1], self.activation)(z)[None, None]
+        h = self.activation(h + linen.Dense(self.features[0], use_bias=False)(place))
+        for width_of_layer in self.features[1:]:
+            h = self.activation(linen.Dense(width_of_layer)(h))
+        h = _Conv(channels, self.kernel_size, self.stride, transposed=True)(h)
+        h = h[:height, :width]
+        return _with_bias(self, h)
+
+
+def _with_bias(module: linen.Module, h: Array) -> Array:
+    """h flat, plus a bias for every pixel where the module has one."""
+    if module.output_bias is not None:
+        start = lambda key: jnp.asarray(module.output_bias).reshape(h.shape)
+        h += module.param("output_bias", start)
+    return h.ravel()
 
 
 def conv_encoder(
@@ -174,10 +203,7 @@ def conv_decoder(
     Ref: Odena et al. 2016, doi:10.23915/distill.00003 (resizing).
     """
     _check(shape, channels, strides, dense, kernel_size, num_blocks)
-    if output_bias is not None and output_bias.size != math.prod(shape):
-        raise ValueError(
-            f"output_bias has shape {output_bias.shape}, expected ({math.prod(shape)},)"
-        )
+    _check_bias(shape, output_bias)
     return from_linen(
         _Decoder(
             tuple(shape),
@@ -191,6 +217,40 @@ def conv_decoder(
             output_bias,
         )
     )
+
+
+def broadcast_decoder(
+    shape: Shape,
+    *,
+    features: Sequence[int] = (64, 64),
+    stride: int = 2,
+    kernel_size: int = 4,
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    output_bias: Array | None = None,
+) -> Component:
+    """z -> the same layers at every place, which see z and the place -> [h w c], flat.
+
+    The places are every stride-th pixel of `shape`, their coordinates in [-1, 1]; a
+    transposed convolution makes the pixels of what the layers say. That something moves
+    is then simple to say, and latents of position come apart sooner. z may be a tuple.
+    `output_bias` [h w c] is where the bias of every pixel starts.
+    Raises ValueError where the numbers do not fit each other or the image.
+    Ref: Watters et al. 2019, arXiv:1901.07017 (spatial broadcast decoder).
+    """
+    _check(shape, features, [1] * len(features), [stride], kernel_size, 0)
+    _check_bias(shape, output_bias)
+    return from_linen(
+        _Broadcast(
+            tuple(shape), tuple(features), stride, kernel_size, activation, output_bias
+        )
+    )
+
+
+def _check_bias(shape: Shape, output_bias: Array | None) -> None:
+    if output_bias is not None and output_bias.size != math.prod(shape):
+        raise ValueError(
+            f"output_bias has shape {output_bias.shape}, expected ({math.prod(shape)},)"
+        )
 
 
 def _sizes(shape: Shape, strides: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,0 +1,79 @@
+"""Pictures say what they were given: pixels, heights and places are read back."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vi_jax import plots
+
+
+def ramp(*shape: int) -> np.ndarray:
+    return np.linspace(0, 1, int(np.prod(shape))).reshape(shape)
+
+
+def shown(figure) -> np.ndarray:
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def test_named_rows_show_every_image_in_its_row():
+    rows = {"x": ramp(3, 4, 5, 1), "β = 2": 1 - ramp(3, 4, 5, 1)}
+    figure = plots.named_rows(rows)
+    sheet = shown(figure)
+    assert sheet.shape == (2 * 5 + 1, 3 * 6 + 1)
+    for r, images in enumerate(rows.values()):
+        for i, image in enumerate(images):
+            place = sheet[5 * r + 1 : 5 * r + 5, 6 * i + 1 : 6 * i + 6]
+            np.testing.assert_allclose(place, image[..., 0], atol=1e-7)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == list(rows)
+    for wrong in ({}, {"a": ramp(3, 4, 5, 1), "b": ramp(2, 4, 5, 1)}):
+        with pytest.raises(ValueError, match="one shape"):
+            plots.named_rows(wrong)
+
+
+def test_an_animation_plays_its_frames_there_and_back():
+    frames = np.stack([np.full((2, 3, 3, 1), v) for v in (0.0, 0.4, 1.0)])
+    data = plots.animation(frames, columns=2, seconds=0.2, zoom=2)
+    with Image.open(io.BytesIO(data)) as gif:
+        assert gif.n_frames == 4
+        assert gif.info["duration"] == 200
+        values = []
+        for t in range(gif.n_frames):
+            gif.seek(t)
+            pixels = np.asarray(gif.convert("L"))
+            assert pixels.shape == (2 * 5, 2 * 9)
+            values.append(pixels[3, 3])
+    assert values == [0, 102, 255, 102]
+    with pytest.raises(ValueError, match="zoom"):
+        plots.animation(frames, columns=2, zoom=0)
+
+
+def test_a_latent_map_has_a_cloud_for_each_class():
+    means, label = np.random.default_rng(0).normal(size=(9, 2)), np.arange(9) % 3
+    axes = plots.latent_map(means, label).axes[0]
+    for y, cloud in enumerate(axes.collections):
+        np.testing.assert_allclose(cloud.get_offsets(), means[label == y])
+        assert cloud.get_label() == str(y)
+    for wrong in (means[:, :1], means[:4]):
+        with pytest.raises(ValueError, match="label"):
+            plots.latent_map(wrong, label)
+
+
+def test_kl_bars_are_sorted_and_keep_the_numbers_of_the_latents():
+    axes = plots.kl_bars(np.array([0.1, 3.0, 1.5])).axes[0]
+    assert [bar.get_height() for bar in axes.patches] == [3.0, 1.5, 0.1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "0"]
+
+
+def test_the_elbo_line_touches_the_best_model_and_lies_below_the_others():
+    rate, distortion = np.array([30.0, 20.0, 5.0]), np.array([80.0, 85.0, 130.0])
+    curve = {"training": (rate + 1, distortion - 2)}
+    axes = plots.rate_distortion(rate, distortion, [0.5, 1, 4], **curve).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    x, y = lines["ELBO = -105.0"].get_data()
+    np.testing.assert_allclose(x + y, 105.0)
+    np.testing.assert_allclose(lines["test"].get_ydata(), distortion[::-1])
+    np.testing.assert_allclose(lines["training"].get_xdata(), rate[::-1] + 1)
+    assert [text.get_text() for text in axes.texts] == ["0.5", "1", "4"]

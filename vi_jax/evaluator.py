@@ -1,0 +1,78 @@
+"""A function of one image over all images of a set: log p(x), or anything else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vi_jax.data.batches import padded
+from vi_jax.evaluation import LogLikelihood, log_likelihood
+from vi_jax.model import Model
+from vi_jax.models import Conditional, at_context
+from vi_jax.resumable import progress_bar
+from vi_jax.types import Array, Key, Params
+
+EVALUATION_SEED = 123
+
+
+def make_evaluator(
+    model: Model | Conditional,
+    *,
+    num_samples: int,
+    batch_size: int = 20,
+    chunk: int = 50,
+    progress: bool = False,
+) -> Callable[..., LogLikelihood]:
+    """(params, x uint8 [n, D], contexts [n, ...] or None) -> LogLikelihood, [n] each.
+
+    Compiled once. The draws of an example depend on its place and EVALUATION_SEED, on
+    nothing else. batch_size x chunk rows go through the decoder at a time.
+    """
+
+    def one(params: Params, key: Key, x: Array, c: Array | None) -> LogLikelihood:
+        given = at_context(model, c)
+        return log_likelihood(
+            given, params, key, x, num_samples=num_samples, chunk=chunk
+        )
+
+    return over_images(one, batch_size=batch_size, progress=progress)
+
+
+def over_images(
+    one: Callable[[Params, Key, Array, Array | None], Any],
+    *,
+    batch_size: int = 20,
+    seed: int | None = None,
+    unit: str = "image",
+    progress: bool = True,
+) -> Callable[..., Any]:
+    """`one(params, key, x, c)` of every image, as (params, x [n, D] of bytes, c=None).
+
+    batch_size images at a time, compiled once, as numpy arrays [n, ...]. The key of an
+    image depends on its place, `seed` and EVALUATION_SEED.
+    """
+
+    @jax.jit
+    def some(params: Params, start: Array, rows: tuple) -> Any:
+        at = jax.random.key(EVALUATION_SEED)
+        at = at if seed is None else jax.random.fold_in(at, seed)
+        places = start + jnp.arange(batch_size)
+        keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
+        x, c = rows
+        x = x.astype(jnp.float32) / 255
+        return jax.vmap(lambda key, x, c: one(params, key, x, c))(keys, x, c)
+
+    def each(params: Params, x: np.ndarray, contexts: Array | None = None):
+        parts = []
+        with progress_bar(len(x), unit, disable=not progress) as bar:
+            for i, (rows, mask) in enumerate(
+                padded((x, contexts), batch_size=batch_size)
+            ):
+                part = jax.device_get(some(params, i * batch_size, rows))
+                parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
+                bar.update(int(mask.sum()))
+        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+    return each
