@@ -173,14 +173,10 @@ def train_and_measure(knobs: Knobs, data: ImageData, run_dir: Path) -> dict[str,
         test["rate"], test["distortion"], knobs.betas, **curves
     ).savefig(run_dir / "rate_distortion.png")
     shown = jnp.asarray(data.test[:10]) / 255
-    rows = {"x": shown} | {
-        f"β = {beta:g}": jax.vmap(
-            lambda x, i=i: reconstruct(
-                model, sweep.one_of_all(params, i), jax.random.key(0), x
-            )
-        )(shown)
-        for i, beta in enumerate(knobs.betas)
-    }
+    one = lambda params, x: reconstruct(model, params, jax.random.key(0), x)
+    of_all = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(params, shown)
+    names = [f"β = {beta:g}" for beta in knobs.betas]
+    rows = {"x": shown} | dict(zip(names, of_all, strict=True))
     images = {k: np.asarray(v).reshape(-1, *data.shape) for k, v in rows.items()}
     plots.named_rows(images).savefig(run_dir / "reconstructions.png")
     return {

@@ -57,27 +57,29 @@ class Knobs:
     """Width of the hidden or dense layers."""
     latents: int = 10
     """Dimension of z."""
-    size: int = 32
-    """Side of the images; dSprites' own is 64."""
+    size: int = 64
+    """Side of the images, that of dSprites by default."""
     coloured: bool = False
     """Sprites in eight colours, a sixth factor."""
-    steps: int = 40_000
+    steps: int = 8_000
     """Training steps."""
-    anneal_steps: int = 0
-    """Steps over which the strength rises to its value, from 0 (beta: from 1)."""
-    batch_size: int = 64
+    first_beta: float = 0.0
+    """beta of beta_vae at the start, changing along a line; 0 for no change."""
+    anneal_steps: int = 4_000
+    """Steps until beta, or the capacity, has its last value."""
+    batch_size: int = 32
     """Images per step."""
     optimizer: Literal["adam", "soap"] = "adam"
     """`soap` needs fewer steps."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """The step size at its highest; it falls to 0 along a cosine."""
     seed: int = 0
     """Of the initial parameters, the order of the data and every draw in training."""
-    eval_samples: int = 500
+    eval_samples: int = 100
     """Importance samples per test image."""
-    scan_steps: int = 200
+    scan_steps: int = 100
     """Steps in one compiled dispatch."""
-    checkpoint_steps: int = 4_000
+    checkpoint_steps: int = 1_000
     """Steps from one checkpoint, with its validation, to the next."""
     num_votes: int = 10_000
     """Votes that train the scores by intervention; half as many measure them."""
@@ -153,12 +155,17 @@ def _objective(knobs: Knobs, model: Model, data) -> tuple[Model, LossFn]:
     if knobs.objective in ("vae", "beta_vae"):
         last = 1.0 if knobs.objective == "vae" else strength
         beta = schedules.constant(last)
-        if knobs.anneal_steps:
-            beta = schedules.linear(knobs.anneal_steps, start=1.0, end=last)
+        if knobs.first_beta:
+            beta = schedules.linear(
+                knobs.anneal_steps,
+                total_steps=knobs.steps,
+                start=knobs.first_beta,
+                end=last,
+            )
         return model, given(objectives.batch_loss, beta=beta, terms=analytic_terms)
     if knobs.objective == "capacity":
         capacity = schedules.linear(
-            knobs.anneal_steps or knobs.steps // 2, end=strength
+            knobs.anneal_steps, total_steps=knobs.steps, end=strength
         )
         return model, given(objectives.capacity_loss, capacity=capacity, gamma=100.0)
     if knobs.objective == "beta_tcvae":

@@ -74,6 +74,6 @@ def test_the_elbo_line_touches_the_best_model_and_lies_below_the_others():
     lines = {line.get_label(): line for line in axes.lines}
     x, y = lines["ELBO = -105.0"].get_data()
     np.testing.assert_allclose(x + y, 105.0)
-    np.testing.assert_allclose(lines["test"].get_ydata(), distortion[::-1])
+    np.testing.assert_allclose(lines["models"].get_ydata(), distortion[::-1])
     np.testing.assert_allclose(lines["training"].get_xdata(), rate[::-1] + 1)
     assert [text.get_text() for text in axes.texts] == ["0.5", "1", "4"]

@@ -182,9 +182,7 @@ def test_the_evaluation_is_that_of_each_image_and_drops_none(small, finished):
     found = evaluator(params, x)
     assert found.log_px.shape == (33,)
     assert sum(mask.sum() for _, mask in padded(x, batch_size=20)) == 33
-    other = make_evaluator(
-        small_run.model, num_samples=9, chunk=4, batch_size=7
-    )
+    other = make_evaluator(small_run.model, num_samples=9, chunk=4, batch_size=7)
     np.testing.assert_allclose(found.log_px, other(params, x).log_px, rtol=1e-5)
 
 

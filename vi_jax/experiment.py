@@ -231,7 +231,9 @@ def sample_figure(experiment: Experiment, params: Params, *, num=100, seed=0) ->
         at = at_context(experiment.model, c)
         return models.generate(at, params, jax.random.fold_in(key, i))
 
-    images = jax.vmap(draw)(keys, experiment.contexts(jnp.arange(num) % columns))
+    images = jax.jit(jax.vmap(draw))(
+        keys, experiment.contexts(jnp.arange(num) % columns)
+    )
     return plots.image_grid(_as_images(experiment, images), columns=columns)
 
 
@@ -242,7 +244,8 @@ def reconstruction_figure(experiment: Experiment, params: Params) -> Figure:
     one = lambda key, x, c: models.reconstruct(
         at_context(experiment.model, c), params, key, x
     )
-    pairs = plots.beside(x, jax.vmap(one)(keys, x, experiment.contexts(label)))
+    made = jax.jit(jax.vmap(one))(keys, x, experiment.contexts(label))
+    pairs = plots.beside(x, made)
     return plots.image_grid(_as_images(experiment, pairs), columns=10)
 
 
@@ -259,7 +262,7 @@ def interpolation_figure(
         return models.interpolate(model, params, *x, num_points=points, path=path)
 
     of_pair = None if label is None else label[:, 0]
-    images = jax.vmap(one)(x, experiment.contexts(of_pair))
+    images = jax.jit(jax.vmap(one))(x, experiment.contexts(of_pair))
     return plots.image_grid(_as_images(experiment, images), columns=points)
 
 
@@ -287,7 +290,7 @@ def analogy_figure(experiment: Experiment, params: Params, *, rows=10) -> Figure
         as_class = lambda to: decode(to, moved(given, params, z, c, to))
         return jnp.concatenate([x[None], jax.vmap(as_class)(classes)])
 
-    images = jax.vmap(one)(x, experiment.contexts(label))
+    images = jax.jit(jax.vmap(one))(x, experiment.contexts(label))
     columns = experiment.num_classes + 1
     return plots.image_grid(_as_images(experiment, images), columns=columns)
 

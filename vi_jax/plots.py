@@ -190,7 +190,7 @@ def rate_distortion(
     figure = Figure(figsize=(5.4, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
     order = np.argsort(rate)
-    axes.plot(rate[order], distortion[order], "o-", ms=4, lw=1.2, label="test")
+    axes.plot(rate[order], distortion[order], "o-", ms=4, lw=1.2, label="models")
     for name, (x, y) in curves.items():
         order = np.argsort(x)
         axes.plot(

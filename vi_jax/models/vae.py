@@ -18,11 +18,15 @@ def vae(prior: Component, posterior: Component, likelihood: Component) -> Model:
     def init(key: Key, x: Array) -> Params:
         key_q, key_z, key_p, key_x = jax.random.split(key, 4)
         params = {"posterior": posterior.init(key_q, x)}
-        z = posterior.apply(params["posterior"], x).sample(key_z)
+        draw = lambda params, key: posterior.apply(params, x).sample(key)
+        # Shapes are all that matters: nothing is computed but the parameters.
+        shape = jax.eval_shape(draw, params["posterior"], key_z)
+        z = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shape)
         params["prior"] = prior.init(key_p, z)
         params["likelihood"] = likelihood.init(key_x, z)
-        _check_fit("prior", prior.apply(params["prior"]).mean(), "latents", z)
-        x_mean = likelihood.apply(params["likelihood"], z).mean()
+        mean = lambda part, *a: jax.eval_shape(lambda *a: part.apply(*a).mean(), *a)
+        _check_fit("prior", mean(prior, params["prior"]), "latents", z)
+        x_mean = mean(likelihood, params["likelihood"], z)
         _check_fit("likelihood", x_mean, "example", x)
         return params
 

@@ -15,7 +15,7 @@ from vi_jax.types import Array, Component
 Shape = tuple[int, int, int]
 
 
-class _Conv(linen.Module):
+class Conv(linen.Module):
     """A convolution, or its transpose, with a bias for each feature."""
 
     features: int
@@ -38,7 +38,7 @@ class _Conv(linen.Module):
         return apply(x, kernel, self.stride) + bias[None, None]
 
 
-class _Residual(linen.Module):
+class Residual(linen.Module):
     """x + f(x), f of two convolutions, each after a group norm and the activation."""
 
     kernel_size: int
@@ -53,7 +53,7 @@ class _Residual(linen.Module):
             norm = linen.GroupNorm(
                 num_groups=math.gcd(8, channels), reduction_axes=(0, 1, 2)
             )
-            h = _Conv(channels, self.kernel_size)(self.activation(norm(h)))
+            h = Conv(channels, self.kernel_size)(self.activation(norm(h)))
         return x + h
 
 
@@ -76,9 +76,9 @@ class _Encoder(linen.Module):
             )
         h = x.reshape(self.shape)
         for width, stride in zip(self.channels, self.strides, strict=True):
-            h = self.activation(_Conv(width, self.kernel_size, stride)(h))
+            h = self.activation(Conv(width, self.kernel_size, stride)(h))
             for _ in range(self.num_blocks):
-                h = _Residual(self.kernel_size, self.activation)(h)
+                h = Residual(self.kernel_size, self.activation)(h)
         return DenseLayers(self.dense, self.activation)((h, *others))
 
 
@@ -103,12 +103,12 @@ class _Decoder(linen.Module):
         layers = list(zip(widths, self.strides[::-1], sizes[::-1], strict=True))
         for i, (width, stride, (height, length)) in enumerate(layers):
             for _ in range(self.num_blocks):
-                h = _Residual(self.kernel_size, self.activation)(h)
+                h = Residual(self.kernel_size, self.activation)(h)
             if self.resize:
                 h = jnp.repeat(jnp.repeat(h, stride, axis=0), stride, axis=1)
-                h = _Conv(width, self.kernel_size)(h)
+                h = Conv(width, self.kernel_size)(h)
             else:
-                h = _Conv(width, self.kernel_size, stride, transposed=True)(h)
+                h = Conv(width, self.kernel_size, stride, transposed=True)(h)
             h = h[:height, :length]
             h = self.activation(h) if i < len(layers) - 1 else h
         return _with_bias(self, h)
@@ -133,7 +133,7 @@ class _Broadcast(linen.Module):
         h = self.activation(h + linen.Dense(self.features[0], use_bias=False)(place))
         for width_of_layer in self.features[1:]:
             h = self.activation(linen.Dense(width_of_layer)(h))
-        h = _Conv(channels, self.kernel_size, self.stride, transposed=True)(h)
+        h = Conv(channels, self.kernel_size, self.stride, transposed=True)(h)
         h = h[:height, :width]
         return _with_bias(self, h)
 
@@ -166,7 +166,7 @@ def conv_encoder(
     Ref: He et al. 2016, arXiv:1603.05027 (blocks); Wu & He 2018, arXiv:1803.08494.
     """
     _check(shape, channels, strides, [*dense, outputs], kernel_size, num_blocks)
-    return from_linen(
+    return _compiled_init(
         _Encoder(
             tuple(shape),
             tuple(channels),
@@ -204,7 +204,7 @@ def conv_decoder(
     """
     _check(shape, channels, strides, dense, kernel_size, num_blocks)
     _check_bias(shape, output_bias)
-    return from_linen(
+    return _compiled_init(
         _Decoder(
             tuple(shape),
             tuple(channels),
@@ -239,11 +239,17 @@ def broadcast_decoder(
     """
     _check(shape, features, [1] * len(features), [stride], kernel_size, 0)
     _check_bias(shape, output_bias)
-    return from_linen(
+    return _compiled_init(
         _Broadcast(
             tuple(shape), tuple(features), stride, kernel_size, activation, output_bias
         )
     )
+
+
+def _compiled_init(module: linen.Module) -> Component:
+    """One program for the first parameters: by itself each operation would be one."""
+    init, apply = from_linen(module)
+    return Component(jax.jit(init), apply)
 
 
 def _check_bias(shape: Shape, output_bias: Array | None) -> None:

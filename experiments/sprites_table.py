@@ -1,0 +1,139 @@
+"""VAE, beta-VAE and beta-TCVAE on sprites: their scores over seeds, in one table.
+
+    python -m experiments.sprites_table                                  # what there is
+    python -m experiments.sprites_table train --objective vae --seeds 0 1 2
+
+A run is one of `sprites_beta`, with the recipe below; the table joins the runs in
+--run-dir with those stored in experiments/results. Means over seeds, and the standard
+error of the mean; published: three seeds of each, trained for 300,000 steps on dSprites
+(TopDis, arXiv:2308.12696, table 1).
+"""
+
+import dataclasses
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from experiments import sprites_beta
+from vi_jax.commands import clear_errors
+from vi_jax.evaluation import across_seeds
+from vi_jax.experiment import run
+
+STORED = Path(__file__).parent / "results" / "sprites_table.json"
+
+RECIPES = {
+    "vae": {},
+    "beta_vae": {"strength": 4.0},
+    "beta_tcvae": {"strength": 4.0},
+}
+
+# FactorVAE score and MIG, +- standard deviation.
+PUBLISHED = {
+    "beta_vae": (".807 +- .037", ".272 +- .101"),
+    "beta_tcvae": (".810 +- .058", ".332 +- .029"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train and measure, then print the table."""
+
+    objective: Literal["vae", "beta_vae", "beta_tcvae"] = "beta_tcvae"
+    """What is minimised."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each."""
+    steps: int = 0
+    """Training steps; 0 for the recipe's."""
+    run_dir: Path = Path("runs/sprites_table")
+    """Folder of the runs, one folder an objective and seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Show:
+    """Print the table."""
+
+    run_dir: Path = Path("runs/sprites_table")
+    """Folder of the runs."""
+
+
+def train(asked: Train) -> None:
+    """Each seed into its own folder; a finished one is left as it is."""
+    for seed in asked.seeds:
+        knobs = sprites_beta.Knobs(
+            objective=asked.objective, seed=seed, **RECIPES[asked.objective]
+        )
+        if asked.steps:
+            knobs = dataclasses.replace(knobs, steps=asked.steps)
+        folder = asked.run_dir / f"{asked.objective}-seed{seed}"
+        # The folder is one of sprites_beta's, whose other commands work on it.
+        run(sprites_beta.build(knobs), folder, name="sprites_beta", knobs=knobs)
+
+
+def collect(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """The results of every objective, one a seed: of run_dir, then of those stored."""
+    own = [json.loads(p.read_text()) for p in sorted(run_dir.glob("*/result.json"))]
+    stored = json.loads(STORED.read_text()) if STORED.exists() else []
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in (*own, *stored):
+        of_objective = found[result["objective"]]
+        if result["seed"] not in {r["seed"] for r in of_objective}:
+            of_objective.append(result)
+    return found
+
+
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """In Markdown, mean +- standard error over seeds."""
+    lines = [
+        "| objective | FactorVAE score | published | MIG | published | ELBO | rate "
+        "| seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for objective, results in sorted(found.items()):
+        mean = lambda name, form, results=results: _mean(
+            [r[name] for r in results], form
+        )
+        published = PUBLISHED.get(objective, ("", ""))
+        row = [
+            objective,
+            mean("factor_vae_score", ".3f"),
+            published[0],
+            mean("mig", ".3f"),
+            published[1],
+            mean("elbo", ".1f"),
+            mean("rate", ".1f"),
+            str(len(results)),
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _mean(values: list[float], form: str) -> str:
+    if len(values) < 2:
+        return f"{values[0]:{form}}"
+    mean, stderr = across_seeds(values)
+    return f"{mean:{form}} +- {stderr:{form}}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; exits with 1 after one clear message."""
+    argv = sys.argv[1:] if argv is None else argv
+    trains = argv[:1] == ["train"]
+    program = f"python -m experiments.sprites_table{' train' if trains else ''}"
+    asked = tyro.cli(
+        Train if trains else Show,
+        prog=program,
+        description=None if trains else __doc__,
+        args=argv[1:] if trains else argv,
+    )
+    with clear_errors():
+        if trains:
+            train(asked)
+    print(table(collect(asked.run_dir)))
+
+
+if __name__ == "__main__":
+    main()
