@@ -23,8 +23,7 @@ from vi_jax import (
     training,
 )
 from vi_jax.data import batches
-from vi_jax.data.images import image_data
-from vi_jax.experiment import Experiment
+from vi_jax.experiment import Experiment, images_of, on_images
 from vi_jax.types import Component
 
 # The likelihood, and how many numbers of the network it takes for each of x.
@@ -80,13 +79,7 @@ class Knobs:
 
 def build(knobs: Knobs) -> Experiment:
     """The experiment that the knobs describe."""
-    data = image_data(
-        knobs.dataset,
-        binarize="none",
-        batch_size=knobs.batch_size,
-        seed=knobs.seed,
-        data_dir=knobs.data_dir or None,
-    )
+    data = images_of(knobs, binarize="none")
     steps = functools.partial(
         batches.steps_per_run, data.num_train, batch_size=knobs.batch_size
     )
@@ -101,23 +94,17 @@ def build(knobs: Knobs) -> Experiment:
         beta=lambda step: knobs.beta,
     )
     num_steps = steps(epochs=knobs.epochs)
-    return Experiment(
+    return on_images(
+        knobs,
+        data,
         model,
         loss,
         training.adam(
             knobs.learning_rate, num_steps=num_steps, clip_norm=knobs.clip_norm
         ),
-        data,
-        seed=knobs.seed,
-        num_steps=num_steps,
-        scan_steps=knobs.scan_steps,
-        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
-        num_eval_samples=knobs.eval_samples,
         about={
-            "dataset": knobs.dataset,
             "binarize": "none",
             "likelihood": knobs.likelihood,
-            "num_train": data.num_train,
             "k": 1,
             "beta": knobs.beta,
         },

@@ -32,8 +32,7 @@ from vi_jax import (
     training,
 )
 from vi_jax.data import batches
-from vi_jax.data.images import image_data
-from vi_jax.experiment import Experiment
+from vi_jax.experiment import Experiment, images_of, on_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +70,7 @@ class Knobs:
 
 def build(knobs: Knobs) -> Experiment:
     """The experiment that the knobs describe."""
-    data = image_data(
-        knobs.dataset,
-        binarize=knobs.binarize,
-        batch_size=knobs.batch_size,
-        seed=knobs.seed,
-        data_dir=knobs.data_dir or None,
-    )
+    data = images_of(knobs)
     steps = functools.partial(
         batches.steps_per_run, data.num_train, batch_size=knobs.batch_size
     )
@@ -98,21 +91,15 @@ def build(knobs: Knobs) -> Experiment:
         context=lambda batch: jax.nn.one_hot(batch["label"], num_classes),
     )
     num_steps = steps(epochs=knobs.epochs)
-    return Experiment(
+    return on_images(
+        knobs,
+        data,
         model,
         loss,
         training.soap(knobs.learning_rate, num_steps=num_steps),
-        data,
-        seed=knobs.seed,
-        num_steps=num_steps,
-        scan_steps=knobs.scan_steps,
-        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
-        num_eval_samples=knobs.eval_samples,
         about={
-            "dataset": knobs.dataset,
             "binarize": knobs.binarize,
             "likelihood": "bernoulli",
-            "num_train": data.num_train,
             "bound": "iwae",
             "estimator": "dreg",
             "k": knobs.k,

@@ -31,9 +31,8 @@ from vi_jax import (
     training,
 )
 from vi_jax.data import batches
-from vi_jax.data.images import image_data
 from vi_jax.early_stopping import EarlyStopping
-from vi_jax.experiment import Experiment
+from vi_jax.experiment import Experiment, images_of, on_images
 from vi_jax.model import Model
 from vi_jax.types import Array
 
@@ -92,13 +91,7 @@ class Knobs:
 
 def build(knobs: Knobs) -> Experiment:
     """The experiment that the knobs describe."""
-    data = image_data(
-        knobs.dataset,
-        binarize=knobs.binarize,
-        batch_size=knobs.batch_size,
-        seed=knobs.seed,
-        data_dir=knobs.data_dir or None,
-    )
+    data = images_of(knobs)
     steps = functools.partial(
         batches.steps_per_run, data.num_train, batch_size=knobs.batch_size
     )
@@ -123,7 +116,9 @@ def build(knobs: Knobs) -> Experiment:
         raise ValueError("first_epochs are some of the epochs: no more than these")
     last_of_first = steps(epochs=knobs.first_epochs) if knobs.first_k else 0
     optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]
-    return Experiment(
+    return on_images(
+        knobs,
+        data,
         model,
         loss(knobs.k),
         optimizer(
@@ -132,17 +127,9 @@ def build(knobs: Knobs) -> Experiment:
             clip_norm=knobs.clip_norm,
             ema=knobs.ema,
         ),
-        data,
-        seed=knobs.seed,
-        num_steps=num_steps,
-        scan_steps=knobs.scan_steps,
-        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
-        num_eval_samples=knobs.eval_samples,
         about={
-            "dataset": knobs.dataset,
             "binarize": knobs.binarize,
             "likelihood": "bernoulli",
-            "num_train": data.num_train,
             "bound": knobs.bound,
             "estimator": knobs.estimator,
             "k": knobs.k,

@@ -28,9 +28,9 @@ from vi_jax import (
     training,
 )
 from vi_jax.data import batches
-from vi_jax.data.images import Binarize, image_data
+from vi_jax.data.images import Binarize
 from vi_jax.early_stopping import EarlyStopping
-from vi_jax.experiment import Experiment
+from vi_jax.experiment import Experiment, images_of, on_images
 from vi_jax.model import analytic_terms, sampled_terms
 
 
@@ -90,13 +90,7 @@ class Knobs:
 
 def build(knobs: Knobs) -> Experiment:
     """The experiment that the knobs describe."""
-    data = image_data(
-        knobs.dataset,
-        binarize=knobs.binarize,
-        batch_size=knobs.batch_size,
-        seed=knobs.seed,
-        data_dir=knobs.data_dir or None,
-    )
+    data = images_of(knobs)
     steps = functools.partial(
         batches.steps_per_run, data.num_train, batch_size=knobs.batch_size
     )
@@ -135,7 +129,9 @@ def build(knobs: Knobs) -> Experiment:
         beta=beta,
         terms={"sampled": sampled_terms, "analytic": analytic_terms}[knobs.kl],
     )
-    return Experiment(
+    return on_images(
+        knobs,
+        data,
         model,
         loss,
         training.adam(
@@ -144,17 +140,9 @@ def build(knobs: Knobs) -> Experiment:
             clip_norm=knobs.clip_norm,
             ema=knobs.ema,
         ),
-        data,
-        seed=knobs.seed,
-        num_steps=num_steps,
-        scan_steps=knobs.scan_steps,
-        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
-        num_eval_samples=knobs.eval_samples,
         about={
-            "dataset": knobs.dataset,
             "binarize": knobs.binarize,
             "likelihood": "normal" if knobs.binarize == "none" else "bernoulli",
-            "num_train": data.num_train,
             "bound": knobs.bound,
             "estimator": knobs.estimator,
             "k": knobs.k,

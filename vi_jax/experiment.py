@@ -4,6 +4,7 @@ An experiment is a frozen dataclass of knobs and a function from it to an `Exper
 `commands.main` gives it a command line.
 """
 
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import optax
 from matplotlib.figure import Figure
 
 from vi_jax import model as models, plots, resumable, runs
-from vi_jax.data.images import ImageData
+from vi_jax.data.batches import steps_per_run
+from vi_jax.data.images import Binarize, ImageData, image_data
 from vi_jax.distributions import bits_per_dim
 from vi_jax.early_stopping import EarlyStopping
 from vi_jax.evaluation import active_units, class_log_joints, collapse_report
@@ -54,6 +56,54 @@ class Experiment(NamedTuple):
     def contexts(self, label: np.ndarray | None) -> Array | None:
         """What the model is given beside each x, [n, c]; None where it takes x only."""
         return jax.nn.one_hot(label, self.num_classes) if self.num_classes else None
+
+
+def images_of(knobs: Any, *, binarize: Binarize | None = None) -> ImageData:
+    """`image_data` of an experiment's knobs.
+
+    They are dataset, batch_size, seed, data_dir (empty for the usual place) and
+    binarize, unless given here. Raises ValueError and OSError as `image_data` does.
+    """
+    return image_data(
+        knobs.dataset,
+        binarize=binarize or knobs.binarize,
+        batch_size=knobs.batch_size,
+        seed=knobs.seed,
+        data_dir=knobs.data_dir or None,
+    )
+
+
+def on_images(
+    knobs: Any,
+    data: ImageData,
+    model: Model | Conditional,
+    loss: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    about: dict[str, Any],
+    **more: Any,
+) -> Experiment:
+    """The `Experiment` of knobs that count in epochs.
+
+    They are those of `images_of`, epochs, checkpoint_epochs, scan_steps and
+    eval_samples. `about` joins what is said of the data; `more` are other fields.
+    """
+    steps = functools.partial(
+        steps_per_run, data.num_train, batch_size=knobs.batch_size
+    )
+    return Experiment(
+        model,
+        loss,
+        optimizer,
+        data,
+        seed=knobs.seed,
+        num_steps=steps(epochs=knobs.epochs),
+        scan_steps=knobs.scan_steps,
+        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
+        num_eval_samples=knobs.eval_samples,
+        about={"dataset": knobs.dataset, "num_train": data.num_train, **about},
+        **more,
+    )
 
 
 def initial_state(experiment: Experiment) -> TrainState:
@@ -320,9 +370,14 @@ def _of_latents(experiment: Experiment, params: Params, records) -> dict[str, An
     rates = [r["kl_per_latent"] for r in records if "kl_per_latent" in r]
     if not rates:
         return {}
+    pictures = {}
+    if len(rates[-1]) == 2 and experiment.data.test_label is not None:
+        mean = jax.jit(jax.vmap(lambda x: experiment.model.posterior(params, x).mean()))
+        x, label = _some(experiment, slice(5000))
+        pictures["latent_map.png"] = plots.latent_map(np.asarray(mean(x)), label)
     rows = traversals(experiment, params, rates[-1])
     frames = np.stack(list(rows.values()), axis=1)
-    return {
+    return pictures | {
         "kl_per_latent.png": plots.kl_bars(rates[-1]),
         "traversals.png": plots.named_rows(rows),
         "traversals.gif": plots.animation(frames, columns=5),
