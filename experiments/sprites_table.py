@@ -27,7 +27,11 @@ STORED = Path(__file__).parent / "results" / "sprites_table.json"
 
 RECIPES = {
     "vae": {},
-    "beta_vae": {"strength": 4.0},
+    "beta_vae": {
+        "strength": 4.0,
+        "beta_path": (4.0, 4.0, 4.0, 12.0, 8.0, 4.0, 4.0),
+        "learning_rate": 3e-3,
+    },
     "beta_tcvae": {"strength": 4.0},
 }
 
@@ -63,11 +67,9 @@ class Show:
 def train(asked: Train) -> None:
     """Each seed into its own folder; a finished one is left as it is."""
     for seed in asked.seeds:
-        knobs = sprites_beta.Knobs(
-            objective=asked.objective, seed=seed, **RECIPES[asked.objective]
-        )
-        if asked.steps:
-            knobs = dataclasses.replace(knobs, steps=asked.steps)
+        recipe = {"steps": asked.steps} if asked.steps else {}
+        recipe = RECIPES[asked.objective] | recipe
+        knobs = sprites_beta.Knobs(objective=asked.objective, seed=seed, **recipe)
         folder = asked.run_dir / f"{asked.objective}-seed{seed}"
         # The folder is one of sprites_beta's, whose other commands work on it.
         run(sprites_beta.build(knobs), folder, name="sprites_beta", knobs=knobs)

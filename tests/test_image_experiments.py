@@ -39,7 +39,6 @@ SMALL = sprites_beta.Knobs(
     hidden=8,
     latents=3,
     steps=20,
-    anneal_steps=10,
     batch_size=8,
     eval_samples=5,
     scan_steps=10,
@@ -92,8 +91,9 @@ def test_every_objective_has_a_loss_on_sprites(objective, metric):
     assert value.shape == () and metric in metrics
 
 
-def test_the_beta_of_a_run_falls_to_its_last_value():
-    knobs = dataclasses.replace(SMALL, first_beta=16.0, network="broadcast")
+def test_the_beta_of_a_run_follows_its_path():
+    path = (4.0, 16.0, 4.0)
+    knobs = dataclasses.replace(SMALL, beta_path=path, network="broadcast")
     built = sprites_beta.build(knobs)
     params, stream = initial_state(built).params, built.data.train
 
@@ -102,7 +102,9 @@ def test_the_beta_of_a_run_falls_to_its_last_value():
         batch = stream.gather(stream.resident, stream.at(0)) | {"step": step}
         return built.loss(params, jax.random.key(0), batch)[1]["beta"]
 
-    assert [float(beta(t)) for t in (0, 5, 10, 19)] == [16.0, 10.0, 4.0, 4.0]
+    assert [float(beta(t)) for t in (0, 5, 10, 20)] == [4.0, 10.0, 16.0, 4.0]
+    with pytest.raises(ValueError, match="must end at 4"):
+        sprites_beta.build(dataclasses.replace(knobs, beta_path=(4.0, 2.0)))
 
 
 def test_the_table_has_means_and_errors_over_seeds(tmp_path, monkeypatch):
