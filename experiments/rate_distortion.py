@@ -162,15 +162,16 @@ def train_and_measure(knobs: Knobs, data: ImageData, run_dir: Path) -> dict[str,
     state = training.init_state(first, plan.optimizer)
     params, about = resumable.train(plan, state, run_dir)
     measure = measure_of_all(model, num_samples=knobs.eval_samples)
-    test, train = (
-        measure(params, a)
-        for a in (data.test, np.asarray(data.train.resident["image"])[:10_000])
-    )
-    curves = {"training": (train["rate"], train["distortion"])}
-    if knobs.binarize != "dynamic":
-        curves = {}
+    seen = np.asarray(data.train.resident["image"])[: len(data.test)]
+    if knobs.binarize == "dynamic":
+        seen = batches.binarize_once(seen, mode="static")
+    test, train = measure(params, data.test), measure(params, seen)
     plots.rate_distortion(
-        test["rate"], test["distortion"], knobs.betas, **curves
+        test["rate"],
+        test["distortion"],
+        knobs.betas,
+        label="test",
+        training=(train["rate"], train["distortion"]),
     ).savefig(run_dir / "rate_distortion.png")
     shown = jnp.asarray(data.test[:10]) / 255
     one = lambda params, x: reconstruct(model, params, jax.random.key(0), x)

@@ -21,7 +21,6 @@ The scores need scikit-learn: pip install '.[applications]'. Results over seeds 
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -167,7 +166,7 @@ def _networks(knobs: Knobs, shape, mean: np.ndarray) -> tuple[Component, Compone
 
 def _objective(knobs: Knobs, model: Model, data) -> tuple[Model, LossFn]:
     """The model, with a discriminator where one plays along, and the loss."""
-    given = functools.partial(_with, model, preprocess=data.preprocess)
+    given = lambda make, **options: make(model, preprocess=data.preprocess, **options)
     strength = knobs.strength
     if knobs.objective in ("vae", "beta_vae"):
         last = 1.0 if knobs.objective == "vae" else strength
@@ -210,10 +209,6 @@ def _objective(knobs: Knobs, model: Model, data) -> tuple[Model, LossFn]:
         lambda_offdiag=strength,
         lambda_diag=diagonal,
     )
-
-
-def _with(model: Model, make: Callable[..., LossFn], **options) -> LossFn:
-    return make(model, **options)
 
 
 def scores(knobs: Knobs, model: Model, params: Params) -> dict[str, Any]:

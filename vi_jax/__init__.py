@@ -26,6 +26,7 @@ from vi_jax import (
     quadrature as quadrature,
     schedules as schedules,
     semi_supervised as semi_supervised,
+    sweep as sweep,
     total_correlation as total_correlation,
     training as training,
 )

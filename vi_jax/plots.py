@@ -177,7 +177,12 @@ def kl_bars(kl_per_latent: np.ndarray, *, title: str = "") -> Figure:
 
 
 def rate_distortion(
-    rate: np.ndarray, distortion: np.ndarray, beta: np.ndarray, **curves: tuple
+    rate: np.ndarray,
+    distortion: np.ndarray,
+    beta: np.ndarray,
+    *,
+    label: str = "models",
+    **curves: tuple,
 ) -> Figure:
     """The models [m] of a sweep over beta in the plane of rate and distortion, nats.
 
@@ -190,7 +195,7 @@ def rate_distortion(
     figure = Figure(figsize=(5.4, 4), dpi=150, layout="constrained")
     axes = figure.subplots()
     order = np.argsort(rate)
-    axes.plot(rate[order], distortion[order], "o-", ms=4, lw=1.2, label="models")
+    axes.plot(rate[order], distortion[order], "o-", ms=4, lw=1.2, label=label)
     for name, (x, y) in curves.items():
         order = np.argsort(x)
         axes.plot(

@@ -48,18 +48,17 @@ def upsample(x: Array, kernel: Array, stride: int = 1) -> Array:
     return _overlapped(taps, kernel.shape[0], stride)
 
 
-def _before(k: int, stride: int, size: int) -> tuple[int, int]:
-    """The length of the result, and how many zeros go before the first pixel."""
+def _padding(k: int, stride: int, size: int) -> tuple[int, int, int]:
+    """The length of the result, and the zeros before the first and after the last."""
     length = -(-size // stride)
-    return length, max((length - 1) * stride + k - size, 0) // 2
+    zeros = max((length - 1) * stride + k - size, 0)
+    return length, zeros // 2, zeros - zeros // 2
 
 
 def _patches(x: Array, k: int, stride: int) -> Array:
     """The k x k patches of x [h, w, c], at every stride-th pixel: [h', w', k k c]."""
-    (height, top), (width, left) = (_before(k, stride, n) for n in x.shape[:2])
-    below, right = (
-        max((n - 1) * stride + k - size - first, 0)
-        for n, first, size in zip((height, width), (top, left), x.shape, strict=False)
+    (height, top, below), (width, left, right) = (
+        _padding(k, stride, size) for size in x.shape[:2]
     )
     x = jnp.pad(x, ((top, below), (left, right), (0, 0)))
     end = lambda i, n: i + (n - 1) * stride + 1
@@ -81,7 +80,7 @@ def _overlapped(taps: Array, k: int, stride: int) -> Array:
     # `split`, not an index: the gradient of many slices is a sum of padded arrays, that
     # of a split one concatenation.
     parts = jnp.split(taps, k * k, axis=-1)
-    first = _before(k, stride, stride * h)[1]
+    first = _padding(k, stride, stride)[1]  # of any multiple of the stride
     moves = [divmod(i - first, stride) for i in range(k)]  # (places, phase)
 
     def phase(a: int, b: int) -> Array:
