@@ -4,8 +4,6 @@ import colorsys
 import functools
 import itertools
 import math
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -44,12 +42,8 @@ def every(**fixed):
     return np.array(list(itertools.product(*values)))
 
 
-def test_true_dsprites_images():
-    root = Path(__file__).parents[1].parent / "shared" / "data"
-    folder = Path(os.environ.get("VI_JAX_TEST_DATA") or root)
-    file = folder / "dsprites_samples" / "dsprites_12.npz"
-    if not file.is_file():
-        pytest.skip(f"no {file}: set VI_JAX_TEST_DATA")
+def test_true_dsprites_images(real_data):
+    file = real_data / "dsprites_samples" / "dsprites_12.npz"
     samples = np.load(file, allow_pickle=False)
     true = np.unpackbits(samples["imgs"], axis=1).reshape(-1, 64, 64) > 0
     _, shape, scale, orientation, x, y = samples["latents_values"].T
