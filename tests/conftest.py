@@ -38,5 +38,6 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """The longest file first, so that no worker is left alone with it at the end."""
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    """The longest files first, so that no worker is left alone with one at the end."""
+    longest = ("test_notebooks", "test_runs", "test_image_experiments", "")
+    items.sort(key=lambda item: [name in item.nodeid for name in longest].index(True))
