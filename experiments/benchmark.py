@@ -308,11 +308,18 @@ def machine() -> dict:
 def table(results: dict[str, dict[str, dict]]) -> str:
     lines = [f"   k  {'':14}steps/s  {'vi_jax / it (min-max)':23}loss"]
     for k, by_name in results.items():
-        for name, (speed, ratio, loss) in ((n, r.values()) for n, r in by_name.items()):
-            spread = f"{np.median(ratio):.2f} ({min(ratio):.2f}-{max(ratio):.2f})"
+        for name, row in by_name.items():
+            loss = row["loss"]
             fell = "-" if loss[0] is None else f"{loss[0]:.1f} -> {loss[-1]:.1f}"
-            lines.append(f"{k:>4}  {name:13}{np.median(speed):8.1f}  {spread:23}{fell}")
+            lines.append(f"{k:>4}  {name:13}{in_words(row):33}{fell}")
     return "\n".join(lines)
+
+
+def in_words(row: dict) -> str:
+    """Of a row of `compare`: median steps per second, and ratio (min-max)."""
+    speed, ratio = row["steps_per_second"], row["vi_jax_over_it"]
+    spread = f"{np.median(ratio):.2f} ({min(ratio):.2f}-{max(ratio):.2f})"
+    return f"{np.median(speed):8.1f}  {spread}"
 
 
 def figure(results: dict[str, dict[str, dict]]) -> Figure:

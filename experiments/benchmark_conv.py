@@ -31,7 +31,7 @@ import optax
 import tyro
 from jax import lax
 
-from experiments.benchmark import compare, machine
+from experiments.benchmark import compare, in_words, machine
 from vi_jax import (
     likelihoods,
     models,
@@ -227,9 +227,7 @@ def main(
     results = compare(running, scan_steps, repeats)
     print("contender            steps/s  vi_jax / it (min-max)")
     for name, row in results.items():
-        speed, ratio = row["steps_per_second"], row["vi_jax_over_it"]
-        spread = f"{np.median(ratio):.2f} ({min(ratio):.2f}-{max(ratio):.2f})"
-        print(f"{name:18}{np.median(speed):10.1f}  {spread}")
+        print(f"{name:20}{in_words(row)}")
     about = {"machine": machine(), "batch_size": batch_size, "scan_steps": scan_steps}
     runs.write_json(out / "benchmark_conv.json", {**about, "results": results})
 

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.benchmark import compare, machine
+from experiments.benchmark import compare, in_words, machine
 from vi_jax import (
     likelihoods,
     models,
@@ -180,9 +180,7 @@ def main(
         running = {name: make(setup) for name, make in CONTENDERS.items()}
         results[str(c)] = compare(running, scan_steps, repeats)
         for name, row in results[str(c)].items():
-            speed, ratio = row["steps_per_second"], row["vi_jax_over_it"]
-            spread = f"{np.median(ratio):.2f} ({min(ratio):.2f}-{max(ratio):.2f})"
-            print(f"{c:>7}  {name:20}{np.median(speed):9.1f}  {spread}", flush=True)
+            print(f"{c:>7}  {name:21}{in_words(row)}", flush=True)
     about = {"machine": machine(), "batch_size": batch_size, "scan_steps": scan_steps}
     runs.write_json(out / "benchmark_m2.json", {**about, "results": results})
 

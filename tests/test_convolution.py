@@ -125,6 +125,26 @@ def test_a_decoder_starts_at_the_bias_it_is_given():
     np.testing.assert_allclose(shift, bias, atol=1e-6)
 
 
+def test_a_broadcast_decoder_says_at_each_place_what_z_and_the_place_make():
+    """By hand, with one pixel a place; and cut to size where the stride is no part."""
+    decoder = networks.broadcast_decoder(
+        (3, 4, 2), features=(5, 6), stride=1, kernel_size=1, activation=jnp.tanh
+    )
+    z = normal(0, 3)
+    params = jax.jit(decoder.init)(jax.random.key(0), z)
+    p = jax.tree.map(np.asarray, params)
+    first = p["DenseLayers_0"]["Dense_0"]
+    for i, y in enumerate(np.linspace(-1, 1, 3)):
+        for j, x in enumerate(np.linspace(-1, 1, 4)):
+            h = z @ first["kernel"] + first["bias"] + [y, x] @ p["Dense_0"]["kernel"]
+            h = np.tanh(h) @ p["Dense_1"]["kernel"] + p["Dense_1"]["bias"]
+            pixel = np.tanh(h) @ p["Conv_0"]["kernel"][0, 0].T + p["Conv_0"]["bias"]
+            made = decoder.apply(params, z).reshape(3, 4, 2)[i, j]
+            np.testing.assert_allclose(made, pixel, rtol=1e-5, atol=1e-6)
+    odd = networks.broadcast_decoder((7, 1, 1), features=(3,), stride=3, kernel_size=6)
+    assert odd.apply(odd.init(jax.random.key(0), z), z).shape == (7,)
+
+
 def test_an_encoder_sees_what_it_is_given_beside_the_image():
     encoder = small((6, 6, 1))[0]
     x, c = normal(0, 36), jnp.ones(2)

@@ -33,6 +33,7 @@ from vi_jax.model import (
     log_weight,
     sampled_terms,
     spherical,
+    traverse,
 )
 from vi_jax.models import linear_gaussian
 from vi_jax.objectives import per_example
@@ -170,6 +171,26 @@ def test_interpolation_ends_at_the_reconstructions_from_the_means():
     np.testing.assert_allclose(got[1], 0.75 * a + 0.25 * b, atol=1e-5)
     curved = walk()
     assert np.max(abs(curved[2] - got[2])) > 0.01  # spherical is the default
+
+
+def test_a_traversal_moves_one_latent_and_leaves_the_others_at_their_means():
+    gain, offset, _ = exact_posterior()
+    z = gain @ X + offset
+    walk = quick_jit(functools.partial(traverse, EXACT, num_points=3, limit=1.5))
+    got = walk(exact_params(), jnp.array(X, float))
+    assert got.shape == (z.size, 3, 3)
+    for j in range(z.size):
+        for p, value in enumerate((-1.5, 0.0, 1.5)):
+            moved = np.where(np.arange(z.size) == j, value, z)
+            np.testing.assert_allclose(got[j, p], WEIGHT @ moved + MEAN, atol=1e-5)
+
+
+def test_a_traversal_of_layers_is_an_error():
+    layered = EXACT._replace(
+        posterior=lambda params, x: vi_jax.distributions.Normal(x[None], x[None])
+    )
+    with pytest.raises(ValueError, match="latents"):
+        traverse(layered, exact_params(), jnp.array(X, float))
 
 
 def test_the_great_circle_keeps_the_length_and_moves_at_constant_angle():

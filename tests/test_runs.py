@@ -164,6 +164,27 @@ def test_early_stopping_waits_for_beta_and_then_for_its_patience(
     assert (again["steps"], again["nll"]) == (98, result["nll"])
 
 
+def test_two_latents_of_labelled_images_have_a_map(labelled, tmp_path):
+    built = mnist_vae.build(
+        mnist_vae.Knobs(dataset=str(labelled), latents=2, hidden=4, batch_size=20)
+    )
+    params = experiment.initial_state(built).params
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment.plots, "latent_map", lambda *a: shown.append(a))
+        patch.setattr(
+            experiment, "traversals", lambda *a: {"z0": np.ones((2, 4, 4, 1))}
+        )
+        pictures = experiment.latent_pictures(
+            built, params, [{"step": 1, "kl_per_latent": [0.2, 0.1]}]
+        )
+    assert {"latent_map.png", "traversals.gif"} < set(pictures)
+    ((means, label),) = shown
+    np.testing.assert_array_equal(label, built.data.test_label)
+    one = built.model.posterior(params, built.data.test[3] / np.float32(255)).mean()
+    np.testing.assert_allclose(means[3], one, rtol=1e-5, atol=1e-6)
+
+
 def test_training_raises_the_bound(small, tmp_path):
     result = train(small, tmp_path / "run", epochs=60, scan_steps=100)
     records = runs.read_metrics(tmp_path / "run")

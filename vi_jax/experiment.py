@@ -213,13 +213,13 @@ def evaluate(
     active = [int(active_units(m).sum()) for m in jax.tree.leaves(means)]
     by_classes = experiment.num_classes > 0
     classified = _classified(experiment, params, num_samples) if by_classes else {}
+    n, log_px = len(x), np.mean(found.log_px, dtype=np.float64)
+    bits = {}
     if experiment.discrete:
-        per_dim = bits_per_dim(np.mean(found.log_px, dtype=np.float64), x[0].size)
-        classified["bits_per_dim"] = float(per_dim)
-    n = len(x)
+        bits["bits_per_dim"] = float(bits_per_dim(log_px, x[0].size))
     stderr = np.std(found.log_px, ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return {
-        "nll": float(-np.mean(found.log_px, dtype=np.float64)),
+        "nll": float(-log_px),
         "nll_stderr": float(stderr),
         "nll_mc_stderr": float(np.sqrt(np.sum(found.stderr**2)) / n),
         "num_samples": num_samples,
@@ -231,6 +231,7 @@ def evaluate(
         "active_units": sum(active),
         "active_units_per_layer": active,
         **classified,
+        **bits,
         "eval_seconds": round(time.perf_counter() - start, 1),
         "split": "test",
         "num_test": n,
@@ -353,7 +354,9 @@ def traversals(
     Of the `num` latents of the highest KL, under their names, the highest first.
     """
     x = _some(experiment, slice(1))[0][0]
-    moved = models.traverse(experiment.model, params, x, num_points=points, limit=2.5)
+    how = {"num_points": points, "limit": 2.5}
+    along = jax.jit(lambda p, x: models.traverse(experiment.model, p, x, **how))
+    moved = along(params, x)
     order = np.argsort(-np.asarray(kl_per_latent), kind="stable")[:num]
     return {f"z{j}": _as_images(experiment, moved[j]) for j in order}
 
@@ -365,7 +368,7 @@ def _some(experiment: Experiment, places) -> tuple[Array, np.ndarray | None]:
     return x, None if label is None else label[places]
 
 
-def _of_latents(experiment: Experiment, params: Params, records) -> dict[str, Any]:
+def latent_pictures(experiment: Experiment, params: Params, records) -> dict[str, Any]:
     """Pictures of single latents, for a model that has a KL for each."""
     rates = [r["kl_per_latent"] for r in records if "kl_per_latent" in r]
     if not rates:
@@ -391,5 +394,5 @@ def _pictures(experiment: Experiment, params: Params, records) -> dict[str, Any]
         "reconstructions.png": reconstruction_figure(experiment, params),
         "interpolations.png": interpolation_figure(experiment, params),
         "training.png": plots.training_curves(records),
-        **_of_latents(experiment, params, records),
+        **latent_pictures(experiment, params, records),
     }
