@@ -1,6 +1,16 @@
 """A convolutional VAE with one layer of Gaussian latents on dynamic MNIST.
 
-python -m experiments.mnist_conv
+    python -m experiments.mnist_conv
+    python -m experiments.mnist_conv --k 5 --batch-size 100 --run-dir runs/conv5
+
+The encoder halves the image three times (32, 64, 64 features), one dense layer of 256,
+40 latents; the decoder goes back over 64, 32 and 16 features, which is narrow, since
+evaluation decodes each image 5,000 times. SOAP, as for the MLPs of `iwae_table`, whose
+protocol is that of the evaluation too.
+
+Expect a test -log p(x) of 84.62 +- 0.21 nats (seed 0, 5,000 samples, all 10,000 images)
+after 44 minutes of training and 31 of evaluation on one core of two. (Its first
+parameters were drawn under other names of the layers: not bit for bit this command's.)
 """
 
 import dataclasses
