@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # What each module, or package, of vi_jax may import from vi_jax beside itself.
-TOOLS = {"types", "math", "schedules"}
+TOOLS = {"types", "math", "schedules", "sequences", "decoding"}
 MATHS = TOOLS | {"distributions", "divergences", "quadrature"}
 CORE = MATHS | {"bounds", "model"}
 PARTS = CORE | {"estimators", "priors", "posteriors", "likelihoods"}
@@ -24,11 +24,14 @@ EVERYTHING = {
     *("diagnosis", "commands", "networks", "key_functions"),
     *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
     *("total_correlation", "disentangling", "evaluator"),
+    *("sequences", "decoding", "tabular"),
 }
 MAY_IMPORT = {
     "types": set(),
     "math": {"types"},
     "schedules": {"types"},
+    "sequences": {"types"},
+    "decoding": {"types", "sequences"},
     "distributions": TOOLS,
     "bounds": TOOLS,
     "divergences": TOOLS | {"distributions"},
@@ -59,6 +62,9 @@ MAY_IMPORT = {
     "sweep": TOOLS,
     "resumable": TOOLS | {"training", "checkpoints", "early_stopping", "runs"},
     "evaluator": EVERYTHING - {"evaluator", "experiment", "diagnosis", "commands"},
+    "tabular": CORE,
+    "detector": PARTS | {"models", "objectives", "evaluation", "networks", "data"}
+    | {"tabular"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},
     "commands": EVERYTHING - {"commands"},
@@ -74,10 +80,10 @@ OWNERS = {
     "tensorboardX": {"runs"},
     "optax": {
         *("aggressive", "soap", "sweep", "training", "resumable", "experiment"),
-        "evaluation",
+        *("evaluation", "detector"),
     },
     "tyro": {"experiment", "commands"},
-    "sklearn": {"evaluation"},
+    "sklearn": {"evaluation", "detector"},
 }
 
 

@@ -1,4 +1,4 @@
-"""A function of one image over all images of a set: log p(x), or anything else."""
+"""A function of one example over all of a set: log p(x), or anything else."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,18 +40,27 @@ def make_evaluator(
     return over_images(one, batch_size=batch_size, progress=progress)
 
 
-def over_images(
+def over_images(one: Callable[[Params, Key, Array, Array | None], Any], **how):
+    """`over_examples` of images [n, D] of bytes, of which `one` sees pixel / 255."""
+
+    def of_bytes(params: Params, key: Key, x: Array, c: Array | None):
+        return one(params, key, x.astype(jnp.float32) / 255, c)
+
+    return over_examples(of_bytes, **{"unit": "image", **how})
+
+
+def over_examples(
     one: Callable[[Params, Key, Array, Array | None], Any],
     *,
     batch_size: int = 20,
     seed: int | None = None,
-    unit: str = "image",
+    unit: str = "example",
     progress: bool = True,
 ) -> Callable[..., Any]:
-    """`one(params, key, x, c)` of every image, as (params, x [n, D] of bytes, c=None).
+    """`one(params, key, x, c)` of every example, as (params, x [n, ...], c=None).
 
-    batch_size images at a time, compiled once, as numpy arrays [n, ...]. The key of an
-    image depends on its place, `seed` and EVALUATION_SEED.
+    batch_size examples at a time, compiled once, as numpy arrays [n, ...]. The key of
+    an example depends on its place, `seed` and EVALUATION_SEED.
     """
 
     @jax.jit
@@ -60,9 +69,7 @@ def over_images(
         at = at if seed is None else jax.random.fold_in(at, seed)
         places = start + jnp.arange(batch_size)
         keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
-        x, c = rows
-        x = x.astype(jnp.float32) / 255
-        return jax.vmap(lambda key, x, c: one(params, key, x, c))(keys, x, c)
+        return jax.vmap(lambda key, x, c: one(params, key, x, c))(keys, *rows)
 
     def each(params: Params, x: np.ndarray, contexts: Array | None = None):
         parts = []

@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 
 from vi_jax.distributions import (
+    AutoregressiveBernoulli,
     Bernoulli,
     ContinuousBernoulli,
     DiscretizedLogistic,
     DiscretizedLogisticMixture,
+    Multinomial,
     Normal,
     PixelCategorical,
+    TokenSequence,
 )
-from vi_jax.types import Array, Component, Key, Latents, Params
+from vi_jax.types import Array, Component, Key, Latents, Params, SequenceNetwork
 
 # A pixel of 8 bits cannot be known better than its own grid: 1 / 255 / sqrt(12).
 SCALE_FLOOR = 1e-3
@@ -32,6 +35,22 @@ def bernoulli(network: Component) -> Component:
     """Independent binary pixels, the network giving their logits, shaped as x."""
     apply = lambda params, z: Bernoulli(network.apply(params, z))
     return Component(network.init, apply)
+
+
+def autoregressive_bernoulli(network: Component, shape: tuple[int, ...]) -> Component:
+    """Binary pixels of `shape`, each given those before it in row-major order.
+
+    network.apply(params, (x, z)) are the logits, shaped as x, and its
+    init(key, (x, z)) the first parameters: `networks.made`.
+    """
+
+    def init(key: Key, z: Latents) -> Params:
+        return network.init(key, (jnp.zeros(shape), z))
+
+    def apply(params: Params, z: Latents) -> AutoregressiveBernoulli:
+        return AutoregressiveBernoulli(params, z, network, shape)
+
+    return Component(init, apply)
 
 
 def continuous_bernoulli(network: Component) -> Component:
@@ -148,6 +167,21 @@ def pixel_categorical(network: Component) -> Component:
     apply = lambda params, z: PixelCategorical(
         _per_entry(network.apply(params, z), 256)
     )
+    return Component(network.init, apply)
+
+
+def tokens(network: SequenceNetwork, length: int) -> Component:
+    """Token sequences int32 [length], as `sequences` has them, one token at a time."""
+    apply = lambda params, z: TokenSequence(params, z, network, length)
+    return Component(network.init, apply)
+
+
+def multinomial(network: Component) -> Component:
+    """Counts x [items] given their total, the network giving their logits [items].
+
+    Ref: Liang et al. 2018, arXiv:1802.05814.
+    """
+    apply = lambda params, z: Multinomial(network.apply(params, z))
     return Component(network.init, apply)
 
 

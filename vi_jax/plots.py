@@ -216,6 +216,36 @@ def rate_distortion(
     return figure
 
 
+def score_histograms(
+    panels: Mapping[str, Mapping[str, np.ndarray]], *, xlabel: str, columns: int = 5
+) -> Figure:
+    """Densities of scores [n] by their name, several over one another in each panel.
+
+    The axis reaches from the least to the 99th percentile of the widest. Raises
+    ValueError where there is no panel.
+    """
+    if not panels:
+        raise ValueError("nothing to draw: there is no panel")
+    rows, columns = _rows_and_columns(len(panels), columns)
+    figure = Figure(
+        figsize=(1 + 2.4 * columns, 0.6 + 1.8 * rows), dpi=120, layout="constrained"
+    )
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, scores) in zip(every, panels.items(), strict=False):
+        low = min(np.min(a) for a in scores.values())
+        high = max(np.percentile(a, 99) for a in scores.values())
+        bins = np.linspace(low, max(high, low + 1e-6), 50)
+        for name, each in scores.items():
+            axes.hist(each, bins, density=True, alpha=0.55, label=name)
+        axes.set_title(title, fontsize=9)
+        axes.set_yticks([])
+    for axes in every[len(panels) :]:
+        axes.axis("off")
+    every[0].legend(frameon=False, fontsize=8)
+    figure.supxlabel(xlabel, fontsize=9)
+    return figure
+
+
 def training_curves(records: Sequence[dict[str, float]]) -> Figure:
     """The bound, and rate and distortion, against the step, from metrics.jsonl.
 

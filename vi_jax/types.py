@@ -21,3 +21,16 @@ class Component(NamedTuple):
 
     init: Callable[..., Params]
     apply: Callable[..., Any]
+
+
+class SequenceNetwork(NamedTuple):
+    """A causal network over tokens x [t] given z: scores [v] of what comes next.
+
+    `logits` reads a whole sequence at once, `start` and `step` one token at a time with
+    a cache between them; row i of the one is the i-th result of the other.
+    """
+
+    init: Callable[[Key, Latents], Params]
+    logits: Callable[[Params, Latents, Array], Array]  # [t, v], row i from x[:i]
+    start: Callable[[Params, Latents], tuple[Any, Array]]  # cache, logits of x[0]
+    step: Callable[[Params, Any, Array], tuple[Any, Array]]  # given the next token

@@ -5,13 +5,18 @@ Each has `sample(key) -> event`, `log_prob(event) -> []` in nats summed over the
 the parameters. `vmap` adds samples and batches.
 """
 
+from vi_jax.distributions.autoregressive import (
+    AutoregressiveBernoulli as AutoregressiveBernoulli,
+)
 from vi_jax.distributions.base import LOG_2PI as LOG_2PI, Distribution as Distribution
+from vi_jax.distributions.columns import MixedColumns as MixedColumns
 from vi_jax.distributions.continuous import (
     Beta as Beta,
     FullNormal as FullNormal,
     Gamma as Gamma,
     Normal as Normal,
 )
+from vi_jax.distributions.counts import Multinomial as Multinomial
 from vi_jax.distributions.discrete import (
     Bernoulli as Bernoulli,
     Categorical as Categorical,
@@ -27,3 +32,4 @@ from vi_jax.distributions.pixels import (
     PixelCategorical as PixelCategorical,
     bits_per_dim as bits_per_dim,
 )
+from vi_jax.distributions.sequences import TokenSequence as TokenSequence

@@ -8,6 +8,17 @@ from vi_jax.evaluation.ais import (
     sigmoid_betas as sigmoid_betas,
     tune as tune,
 )
+from vi_jax.evaluation.anomaly import (
+    Threshold as Threshold,
+    code_length as code_length,
+    latent_distance as latent_distance,
+    likelihood_regret as likelihood_regret,
+    negative_elbo as negative_elbo,
+    negative_log_likelihood as negative_log_likelihood,
+    reconstruction_error as reconstruction_error,
+    reconstruction_probability as reconstruction_probability,
+    threshold as threshold,
+)
 from vi_jax.evaluation.bias_variance import (
     BiasVariance as BiasVariance,
     bias_variance as bias_variance,
@@ -71,4 +82,10 @@ from vi_jax.evaluation.model_selection import (
     lasso_similarity as lasso_similarity,
     spearman_similarity as spearman_similarity,
     udr as udr,
+)
+from vi_jax.evaluation.ranking import (
+    Interval as Interval,
+    mean_interval as mean_interval,
+    ndcg_at as ndcg_at,
+    recall_at as recall_at,
 )

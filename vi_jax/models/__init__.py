@@ -12,6 +12,7 @@ from vi_jax.models.hierarchical import (
     Chain as Chain,
     hierarchical_vae as hierarchical_vae,
 )
+from vi_jax.models.language_model import without_latents as without_latents
 from vi_jax.models.linear_gaussian import linear_gaussian as linear_gaussian
 from vi_jax.models.semi_supervised import (
     SemiSupervised as SemiSupervised,

@@ -5,5 +5,11 @@ from vi_jax.networks.conv import (
     conv_decoder as conv_decoder,
     conv_encoder as conv_encoder,
 )
+from vi_jax.networks.gru import gru_decoder as gru_decoder, gru_encoder as gru_encoder
 from vi_jax.networks.linen import from_linen as from_linen
+from vi_jax.networks.made import made as made
 from vi_jax.networks.mlp import mlp as mlp
+from vi_jax.networks.transformer import (
+    transformer_decoder as transformer_decoder,
+    transformer_encoder as transformer_encoder,
+)
