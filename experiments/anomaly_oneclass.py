@@ -16,6 +16,19 @@ only four neighbours of a pixel. It and the settings were chosen on the digits 8
 alone, 400 held-out training images of each against 540 of the other digits.
 AUROC there for digit 8, with z of 8 (of 16): -ELBO 0.799 (0.780), reconstruction error
 0.885 (0.875), the ratio 0.965 (0.960); z of 32 was no better.
+
+Expect, mean AUROC of the ten digits in % +- its standard error over digits (one seed),
+in 7 minutes on one core that other jobs shared:
+
+    likelihood ratio             98.55 +- 0.28   (least 97.6, digit 8)
+    reconstruction error         96.02 +- 1.04
+    likelihood regret            94.44 +- 1.28   (300 images of each kind)
+    -log p(x)                    92.35 +- 1.89   (likewise)
+    reconstruction probability   92.31 +- 1.90
+    -ELBO                        91.96 +- 1.94
+    latent distance              56.01 +- 5.27
+
+The published VAE has 96.96. Thresholds for 5% of false alarms had 3.3 to 6.0%.
 """
 
 import dataclasses

@@ -1,6 +1,24 @@
 """Train on one set, look at another: where log p(x) fails, and what helps.
 
-python -m experiments.anomaly_vae ood
+    python -m experiments.anomaly_vae ood
+
+A VAE of the 256 values of each pixel. What is simple is likely: to one of Fashion-MNIST
+MNIST is likelier than its own test images. Two scores help. The likelihood regret (Xiao
+et al. 2020, arXiv:2003.02977) is what the encoder loses on an image. The complexity-
+corrected score (Serra et al. 2020, arXiv:1909.11480) takes from -ELBO the length of the
+image as a PNG file, in nats too. That length alone separates these sets as well, but
+one way only: the other way it has their order wrong.
+
+Expect AUROC, the first 5,000 test images of each set (500 for the last two scores), one
+seed, in 2.5 minutes on one core:
+
+    trained on                   Fashion-MNIST   MNIST
+    -ELBO                            0.234       0.997
+    reconstruction error             0.987       0.997
+    -code length                     0.987       0.013
+    -ELBO - code length              0.991       0.996
+    -log p(x), 200 samples           0.239       0.997
+    likelihood regret                0.997       1.000
 """
 
 import dataclasses

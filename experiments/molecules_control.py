@@ -74,17 +74,20 @@ def asked_and_got(asked: np.ndarray, got: np.ndarray) -> dict[str, float]:
     }
 
 
-def reconstruction(texts: Sequence[str], of: Sequence[str]) -> dict[str, float]:
+def reconstruction(texts: Sequence[str], of: Sequence[str]) -> dict[str, float | None]:
     """How near what was decoded is to the molecules that were encoded.
 
     `reconstructed` is the share that is the same molecule, `similarity` the mean
-    Tanimoto similarity of those that are molecules, nan where none is.
+    Tanimoto similarity of those that are molecules, None where none is.
     """
     found = [canonical(text) for text in texts]
-    pairs = [(a, b) for a, b in zip(found, of, strict=True) if a is not None]
-    near = paired_tanimoto(*(fingerprints(side) for side in zip(*pairs, strict=True)))
-    same = [a == canonical(b) for a, b in pairs]
-    return {"reconstructed": sum(same) / len(of), "similarity": float(np.mean(near))}
+    pairs = [(a, canonical(b)) for a, b in zip(found, of, strict=True) if a is not None]
+    ours, theirs = ([pair[side] for pair in pairs] for side in (0, 1))
+    near = paired_tanimoto(fingerprints(ours), fingerprints(theirs))
+    return {
+        "reconstructed": sum(a == b for a, b in pairs) / len(of),
+        "similarity": float(np.mean(near)) if pairs else None,
+    }
 
 
 def fit_direction(

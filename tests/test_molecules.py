@@ -327,6 +327,8 @@ def test_climbing_counts_what_it_says():
 def test_reconstruction_knows_the_same_molecule_by_another_text():
     found = control.reconstruction(["OCC", "X", "O"], ["CCO", "C", "C"])
     assert found == {"reconstructed": pytest.approx(1 / 3), "similarity": 0.5}
+    none = control.reconstruction(["X", ""], ["CCO", "C"])
+    assert none == {"reconstructed": 0, "similarity": None}
 
 
 def test_contexts_are_the_standardised_property_of_the_training_molecules():

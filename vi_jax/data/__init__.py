@@ -1,4 +1,6 @@
-"""Images as arrays (`sources`), and minibatches of them (`batches`, `images`)."""
+"""Images, sentences, interactions and tables as arrays, and minibatches of them."""
+
+from pathlib import Path
 
 from vi_jax.data.factors import load_factors as load_factors
 from vi_jax.data.images import image_data as image_data
@@ -16,3 +18,6 @@ from vi_jax.data.tables import (
     read_table as read_table,
 )
 from vi_jax.data.text import load_sentences as load_sentences
+
+MOSES = Path(__file__).parent / "moses" / "test.csv.gz"
+"""176,074 drug-like molecules, a SMILES a line: MOSES' test set (arXiv:1811.12823)."""
