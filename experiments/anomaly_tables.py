@@ -11,6 +11,28 @@ Protocol, the same for every method: 70% of the rows for training and 30% for th
 stratified; the methods see the normal ones of the training rows alone (--protocol
 contaminated: all of them, without labels). A seed is a split and the method's own
 draws. Settings are the methods' defaults, ours too, the same for all tables.
+
+Expect on 11 tables of ADBench, seeds 0 to 2 (means over tables, +- the standard error
+over seeds; by table and seed in results/anomaly_tables.json):
+
+                                     AUROC                AUPRC
+    ours, -log p(x), 50 draws        0.9015 +- 0.0027     0.652 +- 0.006
+    ours, -ELBO                      0.9035 +- 0.0019     0.661 +- 0.005
+    ours, reconstruction probability 0.9018 +- 0.0025     0.654 +- 0.006
+    ours, reconstruction error       0.8839 +- 0.0031     0.614 +- 0.007
+    ours, likelihood regret          0.8789 +- 0.0005     0.659 +- 0.006
+    ours, latent distance            0.7398 +- 0.0035     0.431 +- 0.012
+    isolation forest                 0.8799 +- 0.0052     0.585 +- 0.011
+    PyOD 3.6.7 VAE                   0.8735 +- 0.0032     0.571 +- 0.002
+    PyOD 3.6.7 VAE, KL on            0.8278 +- 0.0045     0.555 +- 0.016
+
+Ours, by -log p(x), is above the forest on 8 tables and above PyOD's VAE on 9. The mean
+difference is 0.022 +- 0.008 to the forest and 0.028 +- 0.001 to PyOD, over seeds; over
+tables, as a draw of tables, 0.022 +- 0.017 and 0.028 +- 0.019. On annthyroid the forest
+is far better (0.911 against 0.823). The defaults were set before any run; 500, 2,000
+and 8,000 steps were then tried on seed 0 of six tables and the 2,000 left as they were.
+The contaminated protocol has not been run for ours. On one core beside other jobs ours
+took 5 minutes, PyOD's two VAEs 20 and the forest 6 seconds.
 """
 
 import dataclasses

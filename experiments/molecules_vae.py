@@ -1,9 +1,16 @@
 """Molecules: a VAE of SMILES or SELFIES, and the same network as a language model.
 
-python -m experiments.molecules_vae --data train.csv.gz --held-out test.csv.gz
-python -m experiments.molecules_vae --model language_model ...
-python -m experiments.molecules_vae --model conditional ...
-python -m experiments.molecules_vae --representation selfies ...
+    python -m experiments.molecules_vae --data train.csv.gz --held-out test.csv.gz
+    python -m experiments.molecules_vae ... --model language_model
+    python -m experiments.molecules_vae ... --model conditional
+    python -m experiments.molecules_vae ... --representation selfies
+
+Each run has its own folder in --run-dir; the table joins them with those stored in
+experiments/results and with what MOSES publishes. Its measures are those of MOSES
+(arXiv:1811.12823), over draws from the prior; the Wasserstein distances and the row of
+held-out molecules are to other held-out molecules. A run of the VAE also raises a
+property along a direction of z, and one of the conditional VAE compares the property
+that was asked for with what RDKit finds.
 """
 
 import dataclasses
@@ -72,7 +79,7 @@ class Knobs:
     """The text that a molecule is written in."""
     asked: Literal["logP", "QED", "weight"] = "logP"
     """The property that is given (conditional), or to be raised (vae)."""
-    max_molecules: int = 250_000
+    max_molecules: int = 500_000
     """Training molecules, drawn from the file; 0 for all."""
     max_held_out: int = 10_000
     """Molecules to compare with, and as many again as a bar for the measures."""
@@ -82,9 +89,9 @@ class Knobs:
     """Size of z."""
     width: int = 256
     """Of the decoder's GRU; the encoder's two have half of it each."""
-    beta: float = 0.1
+    beta: float = 0.3
     """Weight of the KL term after its rise from 0, over a fifth of the training."""
-    examples: int = 250_000
+    examples: int = 500_000
     """Molecules shown in training, with repetition."""
     batch_size: int = 64
     """Molecules a step."""

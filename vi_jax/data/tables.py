@@ -249,7 +249,8 @@ def _encode_column(column: Column, cells: np.ndarray, unseen: str) -> np.ndarray
         raise ValueError(
             f"row {row}, column {column.name!r}: the training rows have no category "
             f"{str(cells[row])!r} ({int(strange.sum())} such rows): pass "
-            "unseen='missing' to count it as missing, or fit the schema to rows that have it"
+            "unseen='missing' to count it as missing, or fit the schema to rows that "
+            "have it"
         )
     return np.where(missing, np.nan, codes)
 

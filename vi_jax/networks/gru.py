@@ -51,10 +51,11 @@ class _Encoder(linen.Module):
     @linen.compact
     def __call__(self, x: Array) -> Array:
         x = true_tokens(x)
-        embedded = linen.Embed(self.vocabulary, self.width)(x)
+        embed = linen.Embed(self.vocabulary, self.width)
         ends = []
         for order in (slice(None), slice(None, None, -1)):
-            a = linen.Dense(3 * self.width)(embedded[order])
+            # A product for each token of the vocabulary, not for each place of x.
+            a = linen.Dense(3 * self.width)(embed.embedding)[x[order]]
             h = jnp.zeros(self.width, a.dtype)
             ends.append(_scan(Gru(self.width), h, a, (x != PAD)[order])[0])
         return linen.Dense(self.outputs)(jnp.concatenate(ends))
@@ -79,11 +80,14 @@ class _Decoder(linen.Module):
     def logits(self, z: Latents, x: Array) -> Array:
         """[t, v], row i from z and x[:i]."""
         states, always = self._of_latents(z)
-        h = jnp.concatenate([self.begin, self.embed(x[:-1])])
-        reads = jnp.ones(x.shape, bool)
-        for i, (gru, inputs) in enumerate(zip(self.grus, self.inputs, strict=True)):
-            a = inputs(h) + (always[None] if i == 0 else 0.0)
-            h = _scan(gru, states[i], a, reads)[1]
+        # A product for each token of the vocabulary, the beginning in front.
+        table = self.inputs[0](jnp.concatenate([self.begin, self.embed.embedding]))
+        before = jnp.concatenate([jnp.zeros(1, x.dtype), x[:-1] + 1])
+        a, reads = table[before] + always[None], jnp.ones(x.shape, bool)
+        h = _scan(self.grus[0], states[0], a, reads)[1]
+        above = zip(states[1:], self.grus[1:], self.inputs[1:], strict=True)
+        for state, gru, inputs in above:
+            h = _scan(gru, state, inputs(h), reads)[1]
         return self._scores(h)
 
     def start(self, z: Latents):
