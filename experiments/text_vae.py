@@ -56,13 +56,13 @@ class Knobs:
     """Tokens at most; of whole words, the most frequent ones."""
     max_tokens: int = 24
     """Sentences with more tokens are left out, and counted."""
-    epochs: float = 12.0
+    epochs: float = 8.0
     """Passes over the training sentences."""
     batch_size: int = 64
     """Sentences per step."""
     learning_rate: float = 1e-3
     """The step size at its highest; it falls to 0 along a cosine."""
-    patience: int = 4
+    patience: int = 8
     """Validations in a row without a new best that end the training; 0 for none."""
     seed: int = 0
     """Of the split, the initial parameters, the order of the data and every draw."""

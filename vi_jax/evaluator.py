@@ -60,10 +60,12 @@ def over_examples(
     """`one(params, key, x, c)` of every example, as (params, x [n, ...], c=None).
 
     batch_size examples at a time, compiled once, as numpy arrays [n, ...]. The key of
-    an example depends on its place, `seed` and EVALUATION_SEED.
+    an example depends on its place, `seed` and EVALUATION_SEED. Products are in full
+    float32: by default accelerators shorten them, which moves a bound.
     """
 
     @jax.jit
+    @jax.default_matmul_precision("highest")
     def some(params: Params, start: Array, rows: tuple) -> Any:
         at = jax.random.key(EVALUATION_SEED)
         at = at if seed is None else jax.random.fold_in(at, seed)

@@ -41,7 +41,9 @@ def scale_by_soap(
     U and V follow by one step of orthogonal iteration every `refresh` steps. A side
     longer than `max_side`, and a vector, is not rotated: without any rotation this is
     Adam. A parameter of more axes, such as the kernel of a convolution, is taken as the
-    matrix of its last axis and all others.
+    matrix of its last axis and all others. Its products are in full float32 on every
+    device: in the short floats that accelerators choose by default the bases lose
+    their right angles.
     Raises ValueError where a decay is outside [0, 1) or a count below 1.
     Ref: Vyas et al. 2025, arXiv:2409.11321.
     """
@@ -79,6 +81,7 @@ def scale_by_soap(
         step = _rotate(step, back).reshape(shape)
         return step, _Matrix(mean, square, second, old.basis)
 
+    @jax.default_matmul_precision("highest")
     def update(grads: Params, state: SoapState, params: Params | None = None):
         del params
         leaves, treedef = jax.tree.flatten(grads)
