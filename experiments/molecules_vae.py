@@ -1,9 +1,10 @@
 """Molecules: a VAE of SMILES or SELFIES, and the same network as a language model.
 
+    python -m experiments.molecules_vae
+    python -m experiments.molecules_vae --representation selfies
+    python -m experiments.molecules_vae --model language_model
+    python -m experiments.molecules_vae --model conditional
     python -m experiments.molecules_vae --data train.csv.gz --held-out test.csv.gz
-    python -m experiments.molecules_vae ... --model language_model
-    python -m experiments.molecules_vae ... --model conditional
-    python -m experiments.molecules_vae ... --representation selfies
 
 Each run has its own folder in --run-dir; the table joins them with those stored in
 experiments/results and with what MOSES publishes. Its measures are those of MOSES
@@ -52,7 +53,7 @@ from vi_jax import (
     training,
 )
 from vi_jax.commands import clear_errors
-from vi_jax.data import batches
+from vi_jax.data import MOSES, batches
 from vi_jax.evaluator import over_examples
 from vi_jax.model import Model, analytic_terms
 from vi_jax.models import Conditional, at_context
@@ -69,8 +70,9 @@ VALID = 500
 class Knobs:
     """What a run is."""
 
-    data: str
-    """File of the training molecules: SMILES a line, or a table with such a column."""
+    data: str = "moses"
+    """File of the training molecules: SMILES a line, or a table with such a column; or
+    `moses`, for MOSES' test set, which comes with the package."""
     held_out: str = ""
     """File of the molecules to compare with; empty for a tenth of the training file."""
     model: Literal["vae", "language_model", "conditional"] = "vae"
@@ -153,7 +155,7 @@ def _rows(knobs: Knobs) -> tuple[list[Row], list[Row]]:
     def mixed(rows: list[Row]) -> list[Row]:
         return [rows[i] for i in rng.permutation(len(rows))]
 
-    train = mixed(molecules.read(knobs.data))
+    train = mixed(molecules.read(MOSES if knobs.data == "moses" else knobs.data))
     wanted = 2 * knobs.max_held_out
     if knobs.held_out:
         held_out = mixed(molecules.read(knobs.held_out))[:wanted]

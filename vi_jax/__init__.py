@@ -29,6 +29,7 @@ from vi_jax import (
     semi_supervised as semi_supervised,
     sequences as sequences,
     sweep as sweep,
+    tabular as tabular,
     total_correlation as total_correlation,
     training as training,
 )
