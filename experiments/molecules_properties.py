@@ -28,10 +28,14 @@ def properties(
     smiles: Sequence[str], names: Sequence[str] = tuple(PROPERTIES)
 ) -> dict[str, np.ndarray]:
     """The named ones of PROPERTIES of molecules, float64 [n] each."""
-    molecules = _parsed(smiles)
+    # One molecule at a time: a parsed one takes some 35 kB.
     with rdBase.BlockLogs():
-        of_each = lambda name: [PROPERTIES[name](molecule) for molecule in molecules]
-        return {name: np.array(of_each(name), float) for name in names}
+        rows = [
+            [PROPERTIES[name](molecule) for name in names]
+            for molecule in map(Chem.MolFromSmiles, smiles)
+        ]
+    columns = np.array(rows, float).reshape(-1, len(names)).T
+    return dict(zip(names, columns, strict=True))
 
 
 def appraise(smiles: Sequence[str], reference: Reference) -> dict[str, float]:

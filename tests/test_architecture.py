@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # What each module, or package, of vi_jax may import from vi_jax beside itself.
-TOOLS = {"types", "math", "schedules", "sequences", "decoding"}
+TOOLS = {"types", "math", "schedules", "sequences", "decoding", "sharding"}
 MATHS = TOOLS | {"distributions", "divergences", "quadrature"}
 CORE = MATHS | {"bounds", "model"}
 PARTS = CORE | {"estimators", "priors", "posteriors", "likelihoods"}
@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "types": set(),
     "math": {"types"},
     "schedules": {"types"},
+    "sharding": {"types"},
     "sequences": {"types"},
     "decoding": {"types", "sequences"},
     "distributions": TOOLS,
@@ -63,7 +64,8 @@ MAY_IMPORT = {
     "resumable": TOOLS | {"training", "checkpoints", "early_stopping", "runs"},
     "evaluator": EVERYTHING - {"evaluator", "experiment", "diagnosis", "commands"},
     "tabular": CORE,
-    "detector": PARTS | {"models", "objectives", "evaluation", "networks", "data"}
+    "detector": PARTS
+    | {"models", "objectives", "evaluation", "networks", "data"}
     | {"tabular"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},

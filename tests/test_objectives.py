@@ -19,7 +19,7 @@ from vi_jax import (
     schedules,
 )
 from vi_jax.model import Terms, analytic_terms, log_weight
-from vi_jax.objectives import batch_loss, per_example, summary
+from vi_jax.objectives import batch_loss, parts_in_cache, per_example, summary
 
 ROWS = np.stack([X, -0.5 * X, X[::-1], 2 * MEAN])
 
@@ -33,8 +33,9 @@ def batch_at(step):
     return {"x": jnp.array(ROWS, float), "step": jnp.int32(step)}
 
 
+@pytest.mark.parametrize("accumulate", [None, 2, 4])
 @pytest.mark.parametrize("bound, estimator", [("elbo", "stl"), ("iwae", "dreg")])
-def test_the_loss_is_minus_the_mean_over_examples(bound, estimator):
+def test_the_loss_is_minus_the_mean_over_examples(bound, estimator, accumulate):
     """Each with a key of its own, and one for preprocessing; value and gradient."""
     assert is_valid(estimator, bound, 3)
     params, key = wrong_params(), jax.random.key(0)
@@ -44,7 +45,7 @@ def test_the_loss_is_minus_the_mean_over_examples(bound, estimator):
         "num_samples": 3,
     }
     noisy = lambda key, batch: batch["x"] + jax.random.normal(key, ROWS.shape)
-    loss = batch_loss(WRONG, preprocess=noisy, **how)
+    loss = batch_loss(WRONG, preprocess=noisy, accumulate=accumulate, **how)
 
     def by_hand(params, key):
         key_x, key_z = jax.random.split(key)
@@ -64,6 +65,26 @@ def test_the_loss_is_minus_the_mean_over_examples(bound, estimator):
         got,
         expected,
     )
+
+
+def test_a_batch_on_cpu_is_taken_in_the_fewest_parts_that_fit():
+    fits = {(100, 20): 5, (100, 25): 4, (100, 99): 2, (100, 100): 1, (100, 0): 100}
+    fits |= {(7, 3): 7, (250, 25): 10, (1, 5): 1}
+    assert {given: parts_in_cache(*given) for given in fits} == fits
+
+
+def test_a_batch_of_many_samples_is_taken_in_parts_without_being_asked():
+    """2,000 samples in all are one loop over two parts, 1,000 are none."""
+    params, key = wrong_params(), jax.random.key(0)
+
+    def loops(num_samples, **how):
+        how |= {"num_samples": num_samples, "bound": bounds.iwae}
+        loss = batch_loss(WRONG, preprocess=preprocess, **how)
+        step = jax.jit(jax.grad(loss, has_aux=True))
+        return step.lower(params, key, batch_at(0)).as_text().count("stablehlo.while")
+
+    assert loops(500) == loops(500, accumulate=2) == loops(500, accumulate=1) + 1
+    assert loops(250) == loops(250, accumulate=1)
 
 
 def run(loss, step, seed=0):

@@ -28,6 +28,7 @@ from vi_jax import (
     schedules as schedules,
     semi_supervised as semi_supervised,
     sequences as sequences,
+    sharding as sharding,
     sweep as sweep,
     tabular as tabular,
     total_correlation as total_correlation,

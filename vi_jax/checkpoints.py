@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
+from vi_jax import sharding
 from vi_jax.training import TrainState
 
 _SEAL = "sha256.json"
@@ -33,28 +35,36 @@ def open_checkpoints(folder: Path) -> Checkpoints:
 
     `restore(like)` gives the last state that can be read, None where there is none, and
     warns where a newer one is damaged: that one is set aside as `damaged-...`.
+    Of several processes, whose states are the same, the first alone reads and writes.
     Raises ValueError where there are checkpoints and none can be read.
     """
     folder = Path(folder).resolve()
-    kept = {"last": _manager(folder / "last", 2), "best": _manager(folder / "best", 1)}
+    kept = {}
+    if sharding.is_first():
+        kept = {n: _manager(folder / n, k) for n, k in (("last", 2), ("best", 1))}
 
     def save(state: TrainState, score: float) -> None:
         step = int(state.step)
-        args = ocp.args.StandardSave(state)
+        args = ocp.args.StandardSave(jax.device_get(state))
         for name, manager in kept.items():
             # `force`: each call is a decision of the caller, not of a save interval.
             manager.save(step, args=args, metrics={"score": score}, force=True)
             _seal(folder / name / str(step))
 
     def restore(like: TrainState, which: str = "last") -> TrainState | None:
-        return _restore(kept[which], folder / which, like)
+        read = lambda: _restore(kept[which], folder / which, like)
+        return sharding.of_first(read, like)
 
     return Checkpoints(save, restore)
 
 
 def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
     by_score = {"best_fn": lambda m: m["score"], "best_mode": "max"}
+    folder.mkdir(parents=True, exist_ok=True)
+    first = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     options = ocp.CheckpointManagerOptions(
+        create=False,
+        multiprocessing_options=first,
         max_to_keep=keep,
         enable_async_checkpointing=False,
         cleanup_tmp_directories=True,
@@ -89,7 +99,8 @@ def _restore(manager: ocp.CheckpointManager, folder: Path, like: TrainState):
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
 
 
 def _digests(checkpoint: Path) -> dict[str, str]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
-from vi_jax import diagnosis, model as models, runs
+from vi_jax import diagnosis, model as models, runs, sharding
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.experiment import (
     Experiment,
@@ -24,6 +25,7 @@ from vi_jax.training import averaged_params
 from vi_jax.types import Params
 
 Which = Literal["last", "best"]
+Size = tuple[int, int]
 
 
 def main(
@@ -67,9 +69,14 @@ def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
     def train(
         knobs: Annotated[knobs_class, tyro.conf.OmitArgPrefixes],
         run_dir: Path = default_dir,
+        mesh: Size | None = None,
+        join: tuple[str, int, int] | Literal["auto"] | None = None,
     ) -> None:
-        result = run(build(knobs), run_dir, name=name, knobs=knobs)
-        _print_result(result, run_dir)
+        with _joined(join):
+            experiment = _on_mesh(build(knobs), mesh)
+            result = run(experiment, run_dir, name=name, knobs=knobs)
+            if sharding.is_first():
+                _print_result(result, run_dir)
 
     train.__doc__ = f"""{inspect.getdoc(sys.modules[knobs_class.__module__])}
 
@@ -78,6 +85,9 @@ python -m experiments.{name} evaluate|anneal|gaps|sample|interpolate --run-dir D
 
 Args:
     run_dir: Folder of the run; the same command again goes on with it.
+    mesh: Devices to split the examples, and the samples of each, over: two numbers.
+    join: Be one of several processes: HOST:PORT of the first, their number, and the
+        place of this one, from 0; or auto, on a TPU pod, in SLURM and in Open MPI.
 """
 
     def opened(run_dir: Path, checkpoint: Which) -> tuple[Experiment, Params]:
@@ -94,6 +104,7 @@ Args:
         run_dir: Path = default_dir,
         num_samples: int = 5000,
         checkpoint: Which = "last",
+        mesh: Size | None = None,
     ) -> None:
         """Estimate the test log-likelihood of a run once more.
 
@@ -101,8 +112,10 @@ Args:
             run_dir: Folder of the run.
             num_samples: Importance samples per image.
             checkpoint: The last one, or the best on the validation images.
+            mesh: Devices to split the images over: two numbers, whose product counts.
         """
         experiment, params = opened(run_dir, checkpoint)
+        experiment = _on_mesh(experiment, mesh)
         result = evaluate(experiment, params, num_samples=num_samples)
         result |= {"checkpoint": checkpoint, **experiment.about}
         file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
@@ -210,6 +223,25 @@ Args:
         "sample": sample_run,
         "interpolate": interpolate_run,
     }
+
+
+@contextlib.contextmanager
+def _joined(join: tuple[str, int, int] | str | None) -> Iterator[None]:
+    if join is None:
+        yield
+        return
+    place = (None, None, None) if join == "auto" else join
+    with sharding.joined(*place), clear_errors():
+        yield
+
+
+def _on_mesh(experiment: Experiment, mesh: Size | None) -> Experiment:
+    """The experiment, split as asked, or over all devices of several processes."""
+    if mesh is not None:
+        return experiment._replace(mesh=sharding.mesh(*mesh))
+    if jax.process_count() > 1:
+        return experiment._replace(mesh=sharding.mesh())
+    return experiment
 
 
 def _store(file: Path, result: dict[str, Any]) -> None:

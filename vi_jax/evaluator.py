@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from vi_jax import sharding
 from vi_jax.data.batches import padded
 from vi_jax.evaluation import LogLikelihood, log_likelihood
 from vi_jax.model import Model
@@ -24,11 +26,14 @@ def make_evaluator(
     batch_size: int = 20,
     chunk: int = 50,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Callable[..., LogLikelihood]:
     """(params, x uint8 [n, D], contexts [n, ...] or None) -> LogLikelihood, [n] each.
 
     Compiled once. The draws of an example depend on its place and EVALUATION_SEED, on
-    nothing else. batch_size x chunk rows go through the decoder at a time.
+    nothing else. batch_size x chunk rows go through the decoder at a time, on every
+    device of the mesh: examples are split over both of its axes, since they need no
+    word between devices.
     """
 
     def one(params: Params, key: Key, x: Array, c: Array | None) -> LogLikelihood:
@@ -37,7 +42,7 @@ def make_evaluator(
             given, params, key, x, num_samples=num_samples, chunk=chunk
         )
 
-    return over_images(one, batch_size=batch_size, progress=progress)
+    return over_images(one, batch_size=batch_size, progress=progress, mesh=mesh)
 
 
 def over_images(one: Callable[[Params, Key, Array, Array | None], Any], **how):
@@ -56,25 +61,30 @@ def over_examples(
     seed: int | None = None,
     unit: str = "example",
     progress: bool = True,
+    mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
     """`one(params, key, x, c)` of every example, as (params, x [n, ...], c=None).
 
-    batch_size examples at a time, compiled once, as numpy arrays [n, ...]. The key of
-    an example depends on its place, `seed` and EVALUATION_SEED. Products are in full
-    float32: by default accelerators shorten them, which moves a bound.
+    batch_size examples at a time, and on each device of the mesh, compiled once, as
+    numpy arrays [n, ...]. The key of an example depends on its place, `seed` and
+    EVALUATION_SEED. Products are in full float32: by default accelerators shorten them,
+    which moves a bound.
     """
+    batch_size *= mesh.size if mesh else 1
 
-    @jax.jit
     @jax.default_matmul_precision("highest")
     def some(params: Params, start: Array, rows: tuple) -> Any:
         at = jax.random.key(EVALUATION_SEED)
         at = at if seed is None else jax.random.fold_in(at, seed)
         places = start + jnp.arange(batch_size)
         keys = jax.vmap(lambda i: jax.random.fold_in(at, i))(places)
-        return jax.vmap(lambda key, x, c: one(params, key, x, c))(keys, *rows)
+        given = sharding.spread((keys, *rows), mesh)
+        return jax.vmap(lambda key, x, c: one(params, key, x, c))(*given)
+
+    some = sharding.jit(some, mesh)
 
     def each(params: Params, x: np.ndarray, contexts: Array | None = None):
-        parts = []
+        parts, params = [], sharding.replicated(params, mesh)
         with progress_bar(len(x), unit, disable=not progress) as bar:
             for i, (rows, mask) in enumerate(
                 padded((x, contexts), batch_size=batch_size)

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from matplotlib.figure import Figure
 
-from vi_jax import model as models, plots, resumable, runs
+from vi_jax import model as models, plots, resumable, runs, sharding
 from vi_jax.data.batches import steps_per_run
 from vi_jax.data.images import Binarize, ImageData, image_data
 from vi_jax.distributions import bits_per_dim
@@ -52,6 +52,7 @@ class Experiment(NamedTuple):
     num_classes: int = 0  # of the labels, where the model is conditional
     measure: Callable[[Params], dict[str, Any]] = lambda params: {}  # more to report
     discrete: bool = False  # whether the likelihood is a probability of 256 values
+    mesh: sharding.Mesh | None = None  # to split examples and samples over
 
     def contexts(self, label: np.ndarray | None) -> Array | None:
         """What the model is given beside each x, [n, c]; None where it takes x only."""
@@ -134,6 +135,7 @@ def _training(experiment: Experiment) -> Training:
         validate=_validation(experiment),
         earlier=experiment.earlier,
         early_stopping=experiment.early_stopping,
+        mesh=experiment.mesh,
     )
 
 
@@ -157,7 +159,8 @@ def _train_and_evaluate(
     result = evaluate(experiment, params, num_samples=experiment.num_eval_samples)
     result |= experiment.measure(params)
     records = runs.read_metrics(run_dir)
-    for name, picture in _pictures(experiment, params, records).items():
+    pictures = _pictures(experiment, params, records) if sharding.is_first() else {}
+    for name, picture in pictures.items():
         if isinstance(picture, bytes):
             (run_dir / name).write_bytes(picture)
         else:
@@ -169,7 +172,7 @@ def _validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:
     """params -> what is logged of the validation images: bound and latents."""
     model, x = experiment.model, experiment.data.valid
     contexts = experiment.contexts(experiment.data.valid_label)
-    bound = make_evaluator(model, num_samples=VALID_SAMPLES)
+    bound = make_evaluator(model, num_samples=VALID_SAMPLES, mesh=experiment.mesh)
 
     @jax.jit
     def latents(params: Params, x: Array) -> Metrics:
@@ -199,8 +202,8 @@ def evaluate(
     start = time.perf_counter()
     x, contexts = experiment.data.test, experiment.contexts(experiment.data.test_label)
     model = experiment.model
-    evaluator = make_evaluator(model, num_samples=num_samples, progress=True)
-    found = evaluator(params, x, contexts)
+    how = {"progress": True, "mesh": experiment.mesh}
+    found = make_evaluator(model, num_samples=num_samples, **how)(params, x, contexts)
     _warn_of_heavy_tails(found.khat)
     bad = ~np.isfinite(found.log_px)
     if bad.any():
@@ -214,9 +217,7 @@ def evaluate(
     by_classes = experiment.num_classes > 0
     classified = _classified(experiment, params, num_samples) if by_classes else {}
     n, log_px = len(x), np.mean(found.log_px, dtype=np.float64)
-    bits = {}
-    if experiment.discrete:
-        bits["bits_per_dim"] = float(bits_per_dim(log_px, x[0].size))
+    bits = {"bits_per_dim": float(bits_per_dim(log_px, x[0].size))}
     stderr = np.std(found.log_px, ddof=1) / np.sqrt(n) if n > 1 else np.nan
     return {
         "nll": float(-log_px),
@@ -231,7 +232,7 @@ def evaluate(
         "active_units": sum(active),
         "active_units_per_layer": active,
         **classified,
-        **bits,
+        **(bits if experiment.discrete else {}),
         "eval_seconds": round(time.perf_counter() - start, 1),
         "split": "test",
         "num_test": n,
@@ -250,7 +251,8 @@ def _classified(
             experiment.model, even, params, key, x, num_samples=of_each
         )
 
-    log_joints = over_images(one, progress=True)(params, experiment.data.test)
+    over = over_images(one, progress=True, mesh=experiment.mesh)
+    log_joints = over(params, experiment.data.test)
     right = np.argmax(log_joints, 1) == experiment.data.test_label
     return {"bayes_accuracy": float(right.mean()), "bayes_samples_per_class": of_each}
 

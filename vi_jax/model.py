@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from vi_jax import sharding
 from vi_jax.distributions import Distribution
 from vi_jax.divergences import kl
 from vi_jax.types import Array, Key, Latents, Params
@@ -60,8 +61,13 @@ def log_weight(terms: Terms, beta: float | Array = 1.0) -> Array:
     return terms.log_lik + beta * jnp.sum(terms.log_prior - terms.log_post)
 
 
-def sampled_terms(model: Model, x: Array) -> TermsFn:
-    """The log densities of x at each z: right for every bound and estimator."""
+def sampled_terms(model: Model, x: Array, *, num_chunks: int = 1) -> TermsFn:
+    """The log densities of x at each z: right for every bound and estimator.
+
+    num_chunks > 1 takes k / num_chunks samples at a time, which training has to hold
+    in memory, and computes them again for the gradient; the values are the same.
+    Raises ValueError from the function where num_chunks does not divide k.
+    """
 
     def terms(params: Params, q: Distribution, z: Latents) -> Terms:
         prior = model.prior(params)
@@ -70,7 +76,8 @@ def sampled_terms(model: Model, x: Array) -> TermsFn:
             log_lik = model.likelihood(params, z).log_prob(x)
             return Terms(log_lik, prior.log_prob(z), q.log_prob(z))
 
-        return jax.vmap(one)(z)
+        some = lambda z: jax.vmap(one)(sharding.split(z, "samples"))
+        return sharding.in_parts(some, num_chunks)(z)
 
     return terms
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from vi_jax import runs
+from vi_jax import runs, sharding
 from vi_jax.checkpoints import Checkpoints, open_checkpoints
 from vi_jax.early_stopping import EarlyStopping, stops
 from vi_jax.training import Stream, TrainState, averaged_params, fit
@@ -32,6 +33,7 @@ class Training(NamedTuple):
     score: str = "valid_bound"  # of what `validate` gives: higher is better
     earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
     early_stopping: EarlyStopping | None = None  # and the best parameters then
+    mesh: Mesh | None = None  # to split examples and samples over
 
     @property
     def which(self) -> str:
@@ -54,9 +56,10 @@ def check(training: Training, params: Params) -> None:
     stream = training.batches
     for loss in (training.loss, *(loss for loss, _ in training.earlier)):
         trace = lambda params, key, resident, loss=loss: loss(
-            params, key, stream.gather(resident, stream.at(0))
+            params, key, sharding.split(stream.gather(resident, stream.at(0)), "data")
         )
-        jax.eval_shape(trace, params, jax.random.key(0), stream.resident)
+        with sharding.over(training.mesh):
+            jax.eval_shape(trace, params, jax.random.key(0), stream.resident)
 
 
 def train(
@@ -69,10 +72,9 @@ def train(
     Raises NonFiniteError from `fit`, OSError where the folder cannot be written.
     """
     checkpoints = open_checkpoints(run_dir / "checkpoints")
-    state = _train(training, state, run_dir, checkpoints)
+    state, records = _train(training, state, run_dir, checkpoints)
     if training.which == "best":
         state = checkpoints.restore(state, "best")
-    records = runs.read_metrics(run_dir)
     about = {
         "train_seconds": round(records[-1]["seconds"], 1),
         "steps": records[-1]["step"],
@@ -80,20 +82,20 @@ def train(
         "checkpoint": training.which,
         "seed": training.seed,
     }
-    return averaged_params(state), about
+    return sharding.local(averaged_params(state), training.mesh), about
 
 
 def _train(
     training: Training, state: TrainState, run_dir: Path, checkpoints: Checkpoints
-) -> TrainState:
+) -> tuple[TrainState, list[Metrics]]:
     state = checkpoints.restore(state) or state
     step = int(state.step)
     if step:
         print(f"resuming {run_dir} from step {step}", file=sys.stderr)
-    before = [r for r in runs.read_metrics(run_dir) if r["step"] <= step]
-    start = time.perf_counter() - max([r["seconds"] for r in before], default=0.0)
+    records = [r for r in runs.read_metrics(run_dir) if r["step"] <= step]
+    start = time.perf_counter() - max([r["seconds"] for r in records], default=0.0)
     name = training.score
-    scores = [(r["step"], r[name]) for r in before if name in r]
+    scores = [(r["step"], r[name]) for r in records if name in r]
     rule = training.early_stopping or EarlyStopping(training.num_steps, 0)
     every, last = training.checkpoint_steps, training.num_steps
     with (
@@ -106,16 +108,18 @@ def _train(
             step, previous = int(state.step), step
             due = step // every > previous // every or step == last
             if due:
-                metrics |= training.validate(averaged_params(state))
+                params = sharding.local(averaged_params(state), training.mesh)
+                metrics |= training.validate(params)
                 scores.append((step, metrics[name]))
             seconds = time.perf_counter() - start
-            log({"step": step, "seconds": seconds, **metrics})
+            records.append({"step": step, "seconds": seconds, **metrics})
+            log(records[-1])
             if due:
                 counts = step >= rule.start
                 checkpoints.save(state, scores[-1][1] if counts else -np.inf)
             bar.update(step - previous)
             bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
-    return state
+    return state, records
 
 
 def _steps(
@@ -131,6 +135,7 @@ def _steps(
             seed=training.seed,
             num_steps=last,
             scan_steps=training.scan_steps,
+            mesh=training.mesh,
         )
         for new, metrics in steps:
             yield new, metrics

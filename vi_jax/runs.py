@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tensorboardX import SummaryWriter
 
+from vi_jax import sharding
 from vi_jax.types import Metrics
 
 PACKAGES = ("vi_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -27,14 +28,16 @@ PACKAGES = ("vi_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "num
 def claim(folder: Path, experiment: str, knobs) -> None:
     """Make `folder` the run of these knobs, or check that it already is.
 
-    Raises ValueError that shows the difference where it is the run of others, and
-    OSError where it cannot be written.
+    Of several processes the first alone writes into a run folder, here and below, and
+    all read it. Raises ValueError that shows the difference where it is the run of
+    others, and OSError where it cannot be written.
     """
     folder = Path(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        if sharding.is_first():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
     except OSError as error:
         raise OSError(
             f"cannot write the run folder {folder} ({error.strerror}): pass another "
@@ -44,7 +47,7 @@ def claim(folder: Path, experiment: str, knobs) -> None:
     path = folder / "knobs.json"
     if path.exists():
         _require_same(folder, read_json(path), json.loads(json.dumps(asked)))
-    else:
+    elif sharding.is_first():
         write_json(path, asked)
 
 
@@ -61,6 +64,8 @@ def once(folder: Path, experiment: str, knobs, work: Callable[[], dict]) -> dict
         if path.exists():
             print(f"{folder} is finished already; its result:", file=sys.stderr)
             return read_json(path)
+        if not sharding.is_first():
+            return work()
         record_start(folder, knobs)
         result = work()
         write_json(path, result)
@@ -182,8 +187,9 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Raises OSError where another process holds it.
     """
+    lock = FileLock(Path(folder) / ".lock", timeout=0)
     try:
-        with FileLock(Path(folder) / ".lock", timeout=0):
+        with lock if sharding.is_first() else contextlib.nullcontext():
             yield
     except Timeout as error:
         raise OSError(
@@ -208,6 +214,9 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
     What an interrupted run wrote after its last checkpoint is taken back first, so that
     no step is there twice.
     """
+    if not sharding.is_first():
+        yield lambda record: None
+        return
     kept = [r for r in read_metrics(folder) if r["step"] <= resume_step]
     path = Path(folder) / "metrics.jsonl"
     temporary = path.with_suffix(".tmp")

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from vi_jax import sharding
 from vi_jax.soap import scale_by_soap
 from vi_jax.types import Array, Batch, LossFn, Metrics, Params
 
@@ -168,9 +170,11 @@ class _Dispatches(NamedTuple):
     guarded: Callable  # ((state, health), resident, ...) -> ((state, health), totals)
 
 
-def _make_dispatches(loss: LossFn, optimizer, batches: Stream, seed: int, limit: int):
+def _make_dispatches(
+    loss: LossFn, optimizer, batches: Stream, seed: int, limit: int, mesh: Mesh | None
+):
     def gradient(state: TrainState, resident, travelling):
-        batch = batches.gather(resident, travelling)
+        batch = sharding.split(batches.gather(resident, travelling), "data")
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, key, batch
@@ -202,7 +206,7 @@ def _make_dispatches(loss: LossFn, optimizer, batches: Stream, seed: int, limit:
         return new, totals, sound
 
     guarded = functools.partial(_repeat, guarded_step)
-    return _Dispatches(jax.jit(trusting), jax.jit(guarded))
+    return _Dispatches(sharding.jit(trusting, mesh), sharding.jit(guarded, mesh))
 
 
 def _totals(metrics: Metrics, counts: Array) -> Metrics:
@@ -246,6 +250,7 @@ def fit(
     num_steps: int,
     scan_steps: int = 100,
     max_skipped: int = 10,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[TrainState, Metrics]]:
     """Train from state.step to num_steps, yielding after every `scan_steps` steps.
 
@@ -259,31 +264,37 @@ def fit(
     loss was not finite, the steps are taken again from the state before, each with a
     look at its gradient. (To look at every gradient took 6 to 10% of the step of a
     small net on CPU. The state before a dispatch is therefore kept, not donated.)
+    With a `sharding.mesh` the examples and samples of a step are split over devices,
+    with the same numbers but for the order of sums.
     Raises NonFiniteError after `max_skipped` skipped steps in a row, naming the first
-    step and leaf, and ValueError where scan_steps or max_skipped is below 1.
+    step and leaf, and ValueError where scan_steps or max_skipped is below 1, or the
+    mesh does not divide the batch or the samples.
     """
     if scan_steps < 1 or max_skipped < 1:
         raise ValueError(
             f"scan_steps and max_skipped must be at least 1, "
             f"got {scan_steps} and {max_skipped}"
         )
-    dispatches = _make_dispatches(loss, optimizer, batches, seed, max_skipped)
-    resident = jax.device_put(batches.resident)
-    health, step = _healthy(), int(state.step)
+    dispatches = _make_dispatches(loss, optimizer, batches, seed, max_skipped, mesh)
+    step = int(state.step)
+    resident = sharding.replicated(batches.resident, mesh)
+    state, healthy = sharding.replicated((state, _healthy()), mesh)
+    health = healthy
     while step < num_steps:
         n = min(scan_steps - step % scan_steps, num_steps - step)
         travelling = _stack([batches.at(step + i) for i in range(n)], scan_steps)
         given = (resident, travelling, n)
-        new, totals, sound = dispatches.trusting(state, *given)
-        totals, sound = jax.device_get((totals, sound))  # the only wait
-        if sound:
-            state, health = new, _healthy()
-        else:
-            (state, health), totals = dispatches.guarded((state, health), *given)
-            if health.stop:
-                raise NonFiniteError(
-                    _what_was_not_finite(health, state.params, max_skipped)
-                )
+        with sharding.over(mesh):
+            new, totals, sound = dispatches.trusting(state, *given)
+            totals, sound = jax.device_get((totals, sound))  # the only wait
+            if sound:
+                state, health = new, healthy
+            else:
+                (state, health), totals = dispatches.guarded((state, health), *given)
+        if health.stop:
+            raise NonFiniteError(
+                _what_was_not_finite(health, state.params, max_skipped)
+            )
         step += n
         yield state, _means(jax.device_get(totals), n)
 

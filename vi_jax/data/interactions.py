@@ -1,13 +1,15 @@
 """Which user chose which item: sparse, in splits and in batches."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
 
 from vi_jax.data import batches
 from vi_jax.types import Array, Batch
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 
 class Interactions(NamedTuple):
@@ -29,8 +31,10 @@ class Interactions(NamedTuple):
     def num_items(self) -> int:
         return len(self.item_names)
 
-    def matrix(self) -> sparse.csr_matrix:
+    def matrix(self) -> "csr_matrix":
         """1 where a user chose an item, float32 [users, items] in CSR form."""
+        from scipy import sparse  # a quarter of a second of `import vi_jax`
+
         ones = np.ones(len(self.items), np.float32)
         shape = (self.num_users, self.num_items)
         return sparse.csr_matrix((ones, self.items, self.offsets), shape)
@@ -58,6 +62,8 @@ def from_pairs(
     """
     user_names, item_names = np.asarray(user_names, str), np.asarray(item_names, str)
     user, item = np.asarray(user, np.int64), np.asarray(item, np.int64)
+    if user.ndim != 1 or user.shape != item.shape:
+        raise ValueError(f"user and item must be [m], got {user.shape}, {item.shape}")
     for name, place, n in (
         ("user", user, len(user_names)),
         ("item", item, len(item_names)),
