@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -75,7 +76,7 @@ def _text(path: Path) -> str:
     try:
         data = gzip.decompress(data) if container else data
         return data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is neither text nor text compressed by gzip ({error})"
         ) from error

@@ -1,6 +1,7 @@
 """Pictures of molecules, and the table of the runs beside the published."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rdkit import Chem
 from rdkit.Chem import Draw
+
+from experiments.molecules import canonical
+from experiments.molecules_properties import properties
 
 MEASURES = (
     *("validity", "unique_1k", "unique_10k", "novelty", "diversity"),
@@ -36,6 +40,8 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         of = lambda measures: [measures[name] for name in MEASURES]
         name = f"{result['representation']} {result['model']}"
+        if result["temperature"] != 1:
+            name += f" at temperature {result['temperature']}"
         add(name, result["samples"], result["num_train"], of(result["measures"]))
     bars = [
         (r["num_bar"], r["num_train"], tuple(r["bar"][name] for name in MEASURES))
@@ -88,3 +94,13 @@ def asked_against_got(asked: np.ndarray, got: np.ndarray, name: str) -> Figure:
     axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.set(xlabel=f"{name} asked for", ylabel=f"{name} got")
     return figure
+
+
+def draw_pictures(
+    smiles: Sequence[str], of_held_out: Mapping[str, np.ndarray], folder: Path
+) -> None:
+    """Some of the samples, and their properties beside the held-out molecules'."""
+    valid = [text for text in map(canonical, smiles) if text is not None]
+    molecule_grid(valid[:24], columns=6).save(folder / "samples.png")
+    of_each = {"samples": properties(valid), "held-out": of_held_out}
+    property_histograms(of_each).savefig(folder / "properties.png")

@@ -12,6 +12,22 @@ experiments/results and with what MOSES publishes. Its measures are those of MOS
 held-out molecules are to other held-out molecules. A run of the VAE also raises a
 property along a direction of z, and one of the conditional VAE compares the property
 that was asked for with what RDKit finds.
+
+Expect of --data MOSES' train.csv.gz, --held-out its test.csv.gz and 57 minutes of one
+core (seed 0, 12,000 draws, MOSES_LM_NOTE):
+
+    validity 0.899 (0.933 at temperature 0.9, 0.954 at 0.8), unique_10k 1.000 (0.999,
+    0.998), novelty to 800,000 molecules 0.972; distances of logP 0.080 (0.078, 0.094),
+    QED 0.002 (0.005, 0.011), weight 4.7 (4.9, 4.8); -log p(x) 20.8 nats, KL 2.6.
+
+LM_ROW SELFIES after 150,000 molecules (7 minutes): validity 1.000, unique_10k 0.999,
+logP 0.316, QED 0.127. Given logP, after as many: a correlation of 0.81 with what was
+asked for, a mean error of 0.48 (1.08 for another's request), validity 0.63. Raised
+along its direction in z: of 500 molecules 2% have a higher logP and a similarity of
+0.4 to their start, 4% in a random direction, so that the direction is worth nothing
+there (60 and 57% without a bound on the similarity). Less beta tells z more and costs
+validity: in trials of 800,000 molecules in batches of 128, beta 0.3, 0.6 and 1.0 had a
+KL of 26, 13 and 0.9 nats and a validity of 0.66, 0.81 and 0.87 (no z: 0.91).
 """
 
 import dataclasses
@@ -28,17 +44,8 @@ import tyro
 from experiments import molecules, molecules_control as control, sequence_runs
 from experiments.molecules import Row, Vocabulary
 from experiments.molecules_control import Contexts
-from experiments.molecules_properties import (
-    Reference,
-    appraise,
-    properties,
-)
-from experiments.molecules_report import (
-    asked_against_got,
-    molecule_grid,
-    property_histograms,
-    table,
-)
+from experiments.molecules_properties import Reference, appraise, properties
+from experiments.molecules_report import asked_against_got, draw_pictures, table
 from vi_jax import (
     decoding,
     likelihoods,
@@ -71,8 +78,7 @@ class Knobs:
     """What a run is."""
 
     data: str = "moses"
-    """File of the training molecules: SMILES a line, or a table with such a column; or
-    `moses`, for MOSES' test set, which comes with the package."""
+    """Training molecules: a file of SMILES, or `moses`, the test set in the package."""
     held_out: str = ""
     """File of the molecules to compare with; empty for a tenth of the training file."""
     model: Literal["vae", "language_model", "conditional"] = "vae"
@@ -81,7 +87,7 @@ class Knobs:
     """The text that a molecule is written in."""
     asked: Literal["logP", "QED", "weight"] = "logP"
     """The property that is given (conditional), or to be raised (vae)."""
-    max_molecules: int = 500_000
+    max_molecules: int = 800_000
     """Training molecules, drawn from the file; 0 for all."""
     max_held_out: int = 10_000
     """Molecules to compare with, and as many again as a bar for the measures."""
@@ -91,9 +97,9 @@ class Knobs:
     """Size of z."""
     width: int = 256
     """Of the decoder's GRU; the encoder's two have half of it each."""
-    beta: float = 0.3
+    beta: float = 0.9
     """Weight of the KL term after its rise from 0, over a fifth of the training."""
-    examples: int = 500_000
+    examples: int = 1_400_000
     """Molecules shown in training, with repetition."""
     batch_size: int = 64
     """Molecules a step."""
@@ -311,7 +317,7 @@ def report(
         "measures": appraise(smiles, reference),
         "bar": appraise(data.bar, reference),
     }
-    draw_pictures(smiles, reference, folder)
+    draw_pictures(smiles, reference.properties, folder)
     if contexts:
         return result | {"given": given_report(knobs, contexts, smiles, c, folder)}
     some = data.x_held_out[:500]
@@ -320,14 +326,6 @@ def report(
     if knobs.model == "vae":
         found["search"] = search_report(knobs, model, params, data)
     return result | found
-
-
-def draw_pictures(smiles: list[str], reference: Reference, folder: Path) -> None:
-    """Some of the samples, and their properties beside the held-out molecules'."""
-    valid = [text for text in map(molecules.canonical, smiles) if text is not None]
-    molecule_grid(valid[:24], columns=6).save(folder / "samples.png")
-    of_each = {"samples": properties(valid), "held-out": reference.properties}
-    property_histograms(of_each).savefig(folder / "properties.png")
 
 
 def given_report(
@@ -378,8 +376,9 @@ def collect(run_dir: Path) -> list[dict[str, Any]]:
     """Results of run_dir, then those stored of other models."""
     own = [runs.read_json(path) for path in sorted(run_dir.glob("*/result.json"))]
     stored = json.loads(STORED.read_text()) if STORED.exists() else []
-    which = lambda result: (result["representation"], result["model"])
-    have = {which(result) for result in own}
+    keys = ("representation", "model", "temperature")
+    which = lambda result: [result[key] for key in keys]
+    have = [which(result) for result in own]
     return own + [result for result in stored if which(result) not in have]
 
 

@@ -9,6 +9,16 @@ arXiv:1511.06349; Kingma et al. 2016, arXiv:1606.04934; Fu et al. 2019,
 arXiv:1903.10145), trained like the language model but for that. -log p(x) is per
 sentence, its end included, by importance sampling; perplexity is per word, exp(sum of
 -log p(x) / (words + ends)), whatever the tokens. The split is random, 90:5:5.
+
+Expect of the first command (its cure alone: --cures free_bits; seed 0, 2,357 test
+sentences, 500 samples; 15 and 20 minutes of training and 15 of evaluation on a shared
+core):
+
+                       -log p(x)       ELBO    KL    I(x; z)  active  perplexity
+    language model   47.30 +- 0.45                                        1164.7
+    free_bits        47.25            -48.80  4.72    3.37      16        1155.8
+
+The difference, sentence by sentence, is -0.05 +- 0.07 nats.
 """
 
 import dataclasses

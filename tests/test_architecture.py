@@ -24,13 +24,14 @@ EVERYTHING = {
     *("diagnosis", "commands", "networks", "key_functions"),
     *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
     *("total_correlation", "disentangling", "evaluator"),
-    *("sequences", "decoding", "tabular"),
+    *("sequences", "decoding", "tabular", "partial", "figures"),
 }
 MAY_IMPORT = {
     "types": set(),
     "math": {"types"},
     "schedules": {"types"},
     "sharding": {"types"},
+    "partial": set(),
     "sequences": {"types"},
     "decoding": {"types", "sequences"},
     "distributions": TOOLS,
@@ -67,6 +68,7 @@ MAY_IMPORT = {
     "detector": PARTS
     | {"models", "objectives", "evaluation", "networks", "data"}
     | {"tabular"},
+    "figures": MATHS | {"model", "models", "plots", "experiment"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},
     "commands": EVERYTHING - {"commands"},
@@ -78,7 +80,7 @@ OWNERS = {
     "flax": {"networks"},
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data"},
-    "matplotlib": {"plots", "experiment"},  # experiment names the type Figure
+    "matplotlib": {"figures", "plots"},
     "tensorboardX": {"runs"},
     "optax": {
         *("aggressive", "soap", "sweep", "training", "resumable", "experiment"),
@@ -145,7 +147,10 @@ def test_experiments_import_the_public_api_only(path):
     """No private name, and no library that vi_jax is the fence around."""
     for name in imports(path):
         parts = name.split(".")
-        assert parts[0] not in {"flax", "orbax", "tensorflow_datasets", "tests"}, name
+        fenced = {"flax", "orbax", "tensorflow_datasets", "tests"}
+        # What flax's own users write is one of the contenders.
+        fenced -= {"flax"} if path.name == "benchmark_peers.py" else set()
+        assert parts[0] not in fenced, name
         assert not any(part.startswith("_") for part in parts), name
 
 

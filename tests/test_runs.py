@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from experiments import mnist_fsvae, mnist_iwae, mnist_vae
-from vi_jax import commands, experiment, runs, training
+from vi_jax import commands, experiment, figures, runs, training
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.data.batches import padded
 from vi_jax.evaluator import make_evaluator
@@ -175,7 +175,7 @@ def test_two_latents_of_labelled_images_have_a_map(labelled, tmp_path):
         patch.setattr(
             experiment, "traversals", lambda *a: {"z0": np.ones((2, 4, 4, 1))}
         )
-        pictures = experiment.latent_pictures(
+        pictures = figures.latent_pictures(
             built, params, [{"step": 1, "kl_per_latent": [0.2, 0.1]}]
         )
     assert {"latent_map.png", "traversals.gif"} < set(pictures)
@@ -289,9 +289,9 @@ def test_draws_and_paths_of_a_conditional_model_go_class_by_class(conditional):
             "image_grid",
             lambda images, *, columns: shown.append((np.asarray(images), columns)),
         )
-        experiment.sample_figure(built, state.params, num=8)
-        experiment.analogy_figure(built, state.params, rows=3)
-        experiment.interpolation_figure(built, state.params, rows=4, points=5)
+        figures.sample_figure(built, state.params, num=8)
+        figures.analogy_figure(built, state.params, rows=3)
+        figures.interpolation_figure(built, state.params, rows=4, points=5)
     left = lambda images: images[..., :2, 0].mean((-1, -2)) > 0.5
     (drawn, columns), (analogies, wide), (paths, points) = shown
     assert columns == 2

@@ -13,14 +13,8 @@ import tyro
 
 from vi_jax import diagnosis, model as models, runs, sharding
 from vi_jax.checkpoints import open_checkpoints
-from vi_jax.experiment import (
-    Experiment,
-    evaluate,
-    initial_state,
-    interpolation_figure,
-    run,
-    sample_figure,
-)
+from vi_jax.experiment import Experiment, evaluate, initial_state, run
+from vi_jax.figures import interpolation_figure, sample_figure
 from vi_jax.training import averaged_params
 from vi_jax.types import Params
 
@@ -116,7 +110,7 @@ Args:
         """
         experiment, params = opened(run_dir, checkpoint)
         experiment = _on_mesh(experiment, mesh)
-        result = evaluate(experiment, params, num_samples=num_samples)
+        result = evaluate(experiment, params, num_samples=num_samples, folder=run_dir)
         result |= {"checkpoint": checkpoint, **experiment.about}
         file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
         runs.write_json(file, result)

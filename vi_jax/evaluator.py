@@ -1,6 +1,8 @@
 """A function of one example over all of a set: log p(x), or anything else."""
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from vi_jax.data.batches import padded
 from vi_jax.evaluation import LogLikelihood, log_likelihood
 from vi_jax.model import Model
 from vi_jax.models import Conditional, at_context
+from vi_jax.partial import open_partial
 from vi_jax.resumable import progress_bar
 from vi_jax.types import Array, Key, Params
 
@@ -68,7 +71,8 @@ def over_examples(
     batch_size examples at a time, and on each device of the mesh, compiled once, as
     numpy arrays [n, ...]. The key of an example depends on its place, `seed` and
     EVALUATION_SEED. Products are in full float32: by default accelerators shorten them,
-    which moves a bound.
+    which moves a bound. With `file=`, an .npz, what is done is kept there by
+    name, and the same call after a crash goes on from it, bit for bit.
     """
     batch_size *= mesh.size if mesh else 1
 
@@ -83,15 +87,44 @@ def over_examples(
 
     some = sharding.jit(some, mesh)
 
-    def each(params: Params, x: np.ndarray, contexts: Array | None = None):
-        parts, params = [], sharding.replicated(params, mesh)
+    def each(
+        params: Params,
+        x: np.ndarray,
+        contexts: Array | None = None,
+        *,
+        file: Path | None = None,
+    ):
+        rows, params = (x, contexts), sharding.replicated(params, mesh)
+        alone = jax.process_count() == 1
+        kept = open_partial(file, (params, *rows)) if file and alone else None
+        parts, first = [], 0
+        if kept and kept.done:
+            batch, _ = next(padded(rows, batch_size=batch_size))
+            structure = jax.tree.structure(jax.eval_shape(some, params, 0, batch))
+            parts = [jax.tree.unflatten(structure, kept.done.values())]
+            first = len(jax.tree.leaves(parts)[0])
+        rest = jax.tree.map(lambda a: a[first:], rows)
         with progress_bar(len(x), unit, disable=not progress) as bar:
-            for i, (rows, mask) in enumerate(
-                padded((x, contexts), batch_size=batch_size)
-            ):
-                part = jax.device_get(some(params, i * batch_size, rows))
+            bar.update(first)
+            for i, (batch, mask) in enumerate(padded(rest, batch_size=batch_size)):
+                part = jax.device_get(some(params, first + i * batch_size, batch))
                 parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
                 bar.update(int(mask.sum()))
-        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+                if kept and kept.is_due():
+                    kept.save(_named(_joined(parts)))
+        whole = _joined(parts)
+        if kept:
+            kept.save(_named(whole))
+        return whole
 
     return each
+
+
+def _joined(parts: list) -> Any:
+    return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    paths, _ = jax.tree.flatten_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path) or "value": leaf for path, leaf in paths}
