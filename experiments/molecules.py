@@ -65,10 +65,9 @@ def read(path: Path | str) -> list[Row]:
 
 
 def _text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {path}") from None
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    data = path.read_bytes()
     # What a file is, not what it is called: a .gz may be anything.
     container = _MAGIC.get(data[:2])
     if container == "zip":

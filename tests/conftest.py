@@ -3,6 +3,8 @@
 import atexit
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -11,6 +13,17 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from vi_jax.data import prepared
+
+# The tests compile more than they compute, and so take half of the time for it. An XLA
+# that does not know a flag ends its process, so it is asked first. Notebooks, which
+# compute more, run without.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+if QUICK not in XLA_FLAGS:
+    quick = {**os.environ, "XLA_FLAGS": f"{QUICK} {XLA_FLAGS}"}
+    start = [sys.executable, "-c", "import jax; jax.devices()"]
+    if not subprocess.run(start, env=quick, capture_output=True).returncode:
+        os.environ["XLA_FLAGS"] = quick["XLA_FLAGS"]
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

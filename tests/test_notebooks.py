@@ -1,10 +1,12 @@
 """Every notebook runs from top to bottom, as a reader would run it."""
 
+import os
 import tempfile
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import QUICK
 from nbclient import NotebookClient
 from traitlets.config import Config
 
@@ -17,6 +19,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 def test_notebook_runs(path, data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK, "")
+    monkeypatch.setenv("XLA_FLAGS", flags)
     notebook = nbformat.read(path, as_version=4)
     # Sockets instead of ports, which another program may take in between; in a folder
     # of a short name, since their paths may not be long.
