@@ -25,7 +25,8 @@ def _checked(log_w: Array) -> Array:
             f"a bound takes the log-weights [k] of one example with k >= 1, got shape "
             f"{log_w.shape}: use jax.vmap for a batch"
         )
-    return log_w
+    # Integers would make integers of what a bound mixes them with.
+    return log_w.astype(jnp.result_type(log_w, float))
 
 
 def elbo(log_w: Array) -> Array:
@@ -50,11 +51,14 @@ def renyi(log_w: Array, *, alpha: float) -> Array:
     """Variational Renyi bound, log mean w^(1 - alpha) / (1 - alpha).
 
     log_w is [k]. alpha -> 1 is the ELBO, alpha = 0 is IWAE; a negative alpha is an
-    upper bound in the limit of large k. Raises ValueError at alpha = 1.
+    upper bound in the limit of large k. Raises ValueError at alpha = 1
+    and where it is not finite.
     Ref: Li & Turner 2016, arXiv:1602.02311.
     """
     if alpha == 1:
         raise ValueError("renyi is undefined at alpha = 1, its limit: use bounds.elbo")
+    if not abs(alpha) <= float(jnp.finfo(jnp.float32).max):
+        raise ValueError(f"alpha is {alpha}: it must be finite, in float32 too")
     return log_mean_exp((1 - alpha) * _checked(log_w)) / (1 - alpha)
 
 
@@ -65,7 +69,8 @@ def miwae(log_w: Array, *, groups: int) -> Array:
     posterior keeps more of its signal than IWAE's. Raises ValueError where groups does
     not divide k. Ref: Rainforth et al. 2018, arXiv:1802.04537.
     """
-    k = _checked(log_w).shape[0]
+    log_w = _checked(log_w)
+    k = log_w.shape[0]
     if groups < 1 or k % groups:
         raise ValueError(f"groups is {groups}: it must divide the {k} samples")
     return jnp.mean(log_mean_exp(jnp.reshape(log_w, (groups, -1))))

@@ -41,7 +41,7 @@ def greedy(key: Key, log_p: Array) -> Array:
 def tempered(temperature: float) -> Choose:
     """Draws from p^(1 / temperature), renormalised; below 1 it is sharper.
 
-    Raises ValueError where temperature is not positive.
+    Raises ValueError where temperature is not positive and finite.
     """
     return nucleus(1.0, temperature=temperature)
 
@@ -50,17 +50,19 @@ def nucleus(mass: float, *, temperature: float = 1.0) -> Choose:
     """Draws from the likeliest tokens that together have at least `mass`.
 
     They are the shortest such list, taken after the temperature. Raises ValueError
-    where mass is outside (0, 1] or temperature not positive.
+    where mass is outside (0, 1] or temperature not positive and finite.
     Ref: Holtzman et al. 2020, arXiv:1904.09751.
     """
-    if not 0 < mass <= 1 or not temperature > 0:
+    tiny = float(jnp.finfo(jnp.float32).tiny)  # neither it nor its inverse may be 0
+    if not 0 < mass <= 1 or not tiny < temperature < 1 / tiny:
         raise ValueError(
-            "needed: mass in (0, 1] and temperature > 0, got "
+            "needed: mass in (0, 1] and a finite temperature > 0, got "
             f"{mass} and {temperature} (for temperature 0 there is `greedy`)"
         )
 
     def choose(key: Key, log_p: Array) -> Array:
-        log_p = jax.nn.log_softmax(log_p / temperature)
+        # From the top: a low temperature must not make all of them -inf.
+        log_p = jax.nn.log_softmax((log_p - jnp.max(log_p)) / temperature)
         falling, tokens = jax.lax.top_k(log_p, log_p.size)
         p = jnp.exp(falling)
         before = jnp.cumsum(p) - p  # the mass of those that are likelier

@@ -120,13 +120,18 @@ def kl(q: Distribution, p: Distribution) -> Array:
 
     Gaussian pairs, Bernoulli and Categorical ones keep their relative accuracy where q
     and p nearly agree; Gamma and Beta that of their largest term.
-    Raises ValueError for a pair that has none, never falling back on samples.
+    Raises ValueError for a pair that has none, never falling back on samples, and for
+    events of two shapes.
     """
     if not has_closed_form_kl(q, p):
         raise ValueError(
             f"KL({type(q).__name__} || {type(p).__name__}) has no closed form here: "
             "`kl_monte_carlo(key, q, p, num_samples=...)` estimates it, with its error"
         )
+    shapes = [jax.eval_shape(lambda d=d: d.mean()).shape for d in (q, p)]
+    # One that broadcasts would be counted several times.
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"KL between events of shapes {shapes[0]} and {shapes[1]}")
     return _CLOSED_FORM_KL[type(q), type(p)](q, p)
 
 
@@ -156,7 +161,8 @@ def kl_monte_carlo(
 
 
 def _entropy_normal(d: Normal) -> Array:
-    return jnp.sum(jnp.log(d.scale) + 0.5 * (1 + LOG_2PI))
+    log_scale = jnp.broadcast_to(jnp.log(d.scale), jnp.shape(d.loc))
+    return jnp.sum(log_scale + 0.5 * (1 + LOG_2PI))
 
 
 def _entropy_full_normal(d: FullNormal) -> Array:

@@ -19,6 +19,7 @@ from vi_jax.distributions import (
 from vi_jax.types import Array
 
 MAX_NODES = 2**20
+MAX_ORDER = 300  # numpy's weights overflow at 400
 
 
 def nodes(q: Distribution, *, order: int = 20) -> tuple[Array, Array]:
@@ -26,11 +27,11 @@ def nodes(q: Distribution, *, order: int = 20) -> tuple[Array, Array]:
 
     Exact for discrete q, where they are the outcomes and their probabilities, and for
     polynomials up to degree 2 order - 1 in each coordinate of a Gaussian; a mixture has
-    those of its components. Raises ValueError for another distribution, an order below
-    1, or more than 2^20 nodes in one Gaussian or set of coins.
+    those of its components. Raises ValueError for another distribution, an order that
+    is not in [1, 300], or more than 2^20 nodes in one Gaussian or set of coins.
     """
-    if order < 1:
-        raise ValueError(f"the order of a quadrature is at least 1, got {order}")
+    if not 1 <= order <= MAX_ORDER:
+        raise ValueError(f"order must be at least 1, at most {MAX_ORDER}, got {order}")
     match q:
         case Categorical():
             return jnp.arange(q.logits.size), q.mean()

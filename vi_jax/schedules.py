@@ -4,6 +4,7 @@ Each function returns a pure `schedule(step) -> []`. One that would not reach it
 within the training is an error: it would silently train another objective.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,12 +17,12 @@ Schedule = Callable[[Array], Array]
 
 
 def _check_beta(*values: float) -> None:
-    if not all(value >= 0 for value in values):
-        raise ValueError(f"beta must be at least 0 throughout, got {values}")
+    if not all(0 <= value < math.inf for value in values):
+        raise ValueError(f"beta must be at least 0 and finite, got {values}")
 
 
 def _check(num_steps: int, total_steps: int) -> None:
-    if num_steps < 1:
+    if not num_steps >= 1:
         raise ValueError(f"a schedule needs at least 1 step, got {num_steps}")
     if num_steps > total_steps:
         raise ValueError(

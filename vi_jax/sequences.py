@@ -5,6 +5,7 @@ cut at t. A token with a minus sign is one that a decoder may not read: see
 `word_dropout`.
 """
 
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -22,7 +23,7 @@ def pad(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
     """Each sequence with END and PAD behind it, int32 [n, length].
 
     Raises ValueError that names the first sequence that is empty, has an id that is no
-    token, or is longer than length - 1.
+    token, or is longer than length - 1, TypeError for an id that is no integer.
     """
     rows = np.full((len(sequences), length), PAD, np.int32)
     for i, tokens in enumerate(sequences):
@@ -31,17 +32,22 @@ def pad(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
                 f"sequence {i} has {len(tokens)} tokens: needed are 1 to {length - 1}, "
                 "which leaves a place for the end"
             )
-        if min(tokens) < UNKNOWN:
-            raise ValueError(
-                f"sequence {i} has the id {min(tokens)}, which is no token"
-            )
+        tokens = [operator.index(token) for token in tokens]
+        for token in (min(tokens), max(tokens)):
+            if not UNKNOWN <= token < 2**31:
+                raise ValueError(f"sequence {i} has the id {token}, which is no token")
         rows[i, : len(tokens)] = tokens
         rows[i, len(tokens)] = END
     return rows
 
 
 def unpad(x: Array) -> list[list[int]]:
-    """The tokens of each row of x [n, t], without END and what follows it."""
+    """The tokens of each row of x [n, t], without END and what follows it.
+
+    Raises ValueError where x has another rank.
+    """
+    if np.ndim(x) != 2:
+        raise ValueError(f"x must be [n, t], got shape {np.shape(x)}")
     rows = []
     for row in np.asarray(x):
         ends = np.flatnonzero(row == END)

@@ -1,6 +1,8 @@
 """Minibatches as a pure function of (seed, step), and binarization."""
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,9 +29,11 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     alone. A batch may straddle two epochs. columns are [n, ...]; a batch holds the same
     names, [b, ...], and "step", int32 [].
     Raises ValueError for a batch_size outside [1, n], columns of unequal lengths, a
-    column called "step", or a seed outside [0, 2^64).
+    column called "step", or a seed outside [0, 2^64), TypeError where one of the two is
+    no integer.
     """
     n = _common_length(columns)
+    batch_size, seed = operator.index(batch_size), operator.index(seed)
     if not 1 <= batch_size <= n:
         raise ValueError(f"batch_size is {batch_size}: it must lie in [1, {n}]")
     if not 0 <= seed < 2**64:
@@ -66,16 +70,28 @@ def _gather(resident: dict[str, Array], travelling: dict[str, Array]) -> Batch:
 
 
 def _common_length(columns: dict[str, np.ndarray]) -> int:
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) != 1:
+    lengths = {name: _length(column) for name, column in columns.items()}
+    if len(set(lengths.values())) != 1 or None in lengths.values():
         raise ValueError(f"columns must have one common length, not {lengths}")
     if "step" in columns:
         raise ValueError("a column may not be called 'step'")
     return next(iter(lengths.values()))
 
 
+def _length(column: Any) -> int | None:
+    return np.shape(column)[0] if np.ndim(column) else None
+
+
 def steps_per_run(n: int, *, epochs: float, batch_size: int) -> int:
-    """Steps that show n examples `epochs` times: ceil(epochs n / batch_size)."""
+    """Steps that show n examples `epochs` times: ceil(epochs n / batch_size).
+
+    Raises ValueError where epochs is not finite or batch_size is below 1.
+    """
+    if not math.isfinite(epochs) or batch_size < 1:
+        raise ValueError(
+            f"needed: a finite number of epochs and a batch_size of at least 1, got "
+            f"{epochs} and {batch_size}"
+        )
     return int(np.ceil(epochs * n / batch_size))
 
 
@@ -83,10 +99,15 @@ def padded(x: Any, *, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
     """Consecutive batches (x [b, ...], mask bool [b]) that cover x [n, ...] once.
 
     x is an array, or a tree of them. The last batch is filled up with copies of its
-    last row, for which mask is False. Raises ValueError for a batch_size below 1.
+    last row, for which mask is False. Raises ValueError for a batch_size below 1, and
+    where the arrays have no common length.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    lengths = {_length(leaf) for leaf in jax.tree.leaves(x)}
+    # JAX would not notice: beyond its end an array repeats its last row.
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(f"the arrays must have one common length, not {lengths}")
     return _padded(x, batch_size)
 
 

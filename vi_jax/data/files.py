@@ -27,6 +27,14 @@ def is_path(name: str | Path) -> bool:
     return name.endswith("-ubyte") or bool(Path(name).suffix)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with its ~ replaced. Raises ValueError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no such home directory") from error
+
+
 def read(path: str | Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Images [n, ...] and labels [n] (or None) of one split of a file.
 
@@ -36,7 +44,7 @@ def read(path: str | Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     under "label", "labels" or "y".
     Raises FileNotFoundError for a missing file and ValueError for any other fault.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     name = path.name.lower()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")

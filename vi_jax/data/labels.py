@@ -37,7 +37,11 @@ def keep_balanced(
 
 
 def check_labels(label: np.ndarray, num_classes: int) -> None:
-    """Raise ValueError where a label is neither MISSING nor in [0, num_classes)."""
+    """Raise ValueError unless labels [n] are MISSING or in [0, num_classes)."""
+    if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(
+            f"labels must be integers [n], got {label.dtype} {list(label.shape)}"
+        )
     wrong = (label != MISSING) & ((label < 0) | (label >= num_classes))
     if wrong.any():
         raise ValueError(
@@ -62,6 +66,12 @@ def mixed(
     sizes are 0.
     """
     label = np.asarray(label)
+    for name, column in columns.items():
+        if np.shape(column)[:1] != label.shape:
+            raise ValueError(
+                f"column {name!r} has shape {np.shape(column)}, the labels "
+                f"{label.shape}: they must have one length"
+            )
     has = label != MISSING
     rows = {"labelled": has, "unlabelled": ~has}
     sizes = {"labelled": labelled_size, "unlabelled": unlabelled_size}

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vi_jax.data import files
+from vi_jax.data import builders, files
 
 EMBEDDED = {"mnist": Path(__file__).parent / "mnist"}
 MAX_BYTES = 4 * 2**30
@@ -73,7 +73,7 @@ _SMALL = {"mnist": _IDX, "fashion_mnist": _IDX, "binarized_mnist": _AMAT}
 
 def default_data_dir() -> Path:
     """Where tensorflow-datasets keeps its sets: TFDS_DATA_DIR, or in the home."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return files.expanded(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def find(name: str, data_dir: Path) -> Prepared | None:
@@ -107,8 +107,9 @@ def _find_any(name: str, data_dir: Path) -> Prepared | None:
 def _describe(name: str, folder: Path) -> Prepared:
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
-        splits = tuple(s["name"] for s in info["splits"])
-    except (ValueError, KeyError, TypeError) as error:
+        splits = tuple(str(s["name"]) for s in info["splits"])
+    # The last one for brackets without end.
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _broken(name, folder, error) from error
     return Prepared(name, folder, splits, info.get("fileFormat", "tfrecord"))
 
@@ -146,13 +147,14 @@ def prepare(
     Raises ValueError (unknown set, wrong file), FileNotFoundError (file missing in
     `manual_dir`), ImportError (TensorFlow needed), OSError (no network, disk).
     """
-    data_dir = Path(data_dir).expanduser() if data_dir else default_data_dir()
+    builders.check_name(name)
+    data_dir = files.expanded(data_dir) if data_dir else default_data_dir()
     if done := find(name, data_dir):
         return done
     check_known(name)
     if _find_any(name, data_dir):
         data_dir = data_dir / _ASIDE
-    manual = Path(manual_dir).expanduser() if manual_dir else EMBEDDED.get(name)
+    manual = files.expanded(manual_dir) if manual_dir else EMBEDDED.get(name)
     _check_writable(data_dir)
     with _quiet(progress=manual is None):
         builder = _builder(name, data_dir)
@@ -353,10 +355,8 @@ def _fill(found, source, chosen, out) -> None:
 
 
 def _open(found: Prepared, split: str):
-    import tensorflow_datasets as tfds
-
     try:
-        builder = tfds.builder_from_directory(found.directory)
+        builder = builders.open_builder(found.directory)
         features = builder.info.features
         source = builder.as_data_source(split=split)
     except Exception as error:

@@ -47,7 +47,7 @@ def load_interactions(
     if min_interactions < 1:
         raise ValueError(f"min_interactions must be at least 1, got {min_interactions}")
     if files.is_path(dataset):
-        found = _read_file(Path(dataset).expanduser(), threshold)
+        found = _read_file(files.expanded(dataset), threshold)
     else:
         found = _read_prepared(str(dataset), threshold, data_dir)
     user, item, user_names, item_names = found

@@ -1,9 +1,8 @@
 """Records of a prepared public set that is no set of images."""
 
-import re
 from pathlib import Path
 
-from vi_jax.data import prepared
+from vi_jax.data import builders, files, prepared
 
 
 def open_records(
@@ -14,11 +13,8 @@ def open_records(
     Raises ValueError (no name of a set; no such split; features missing),
     FileNotFoundError (not prepared) and OSError (damaged).
     """
-    import tensorflow_datasets as tfds
-
-    if not re.fullmatch(r"\w+(/[\w.-]+)?", name):
-        raise ValueError(f"{name!r} is neither the name of a set nor a path to a file")
-    folder = Path(data_dir).expanduser() if data_dir else prepared.default_data_dir()
+    builders.check_name(name)
+    folder = files.expanded(data_dir) if data_dir else prepared.default_data_dir()
     found = prepared.find(name, folder)
     if found is None:
         raise FileNotFoundError(
@@ -30,7 +26,7 @@ def open_records(
     if split not in found.splits:
         raise ValueError(f"{name} has no split {split!r}, only {sorted(found.splits)}")
     try:
-        builder = tfds.builder_from_directory(found.directory)
+        builder = builders.open_builder(found.directory)
         source = builder.as_data_source(split=split)
     except Exception as error:
         raise OSError(

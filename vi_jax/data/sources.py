@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vi_jax.data import files, prepared
+from vi_jax.data import builders, files, prepared
 
 # Sets whose pixels are 0 and 1.
 _BITS = {"binarized_mnist", "dsprites"}
@@ -84,9 +84,8 @@ def has_only_train(name: str | Path, *, data_dir: str | Path | None = None) -> b
 
 
 def _find(name: str, data_dir: str | Path | None) -> tuple[prepared.Prepared, Path]:
-    if not re.fullmatch(r"\w+(/[\w.-]+)?", name):
-        raise ValueError(f"{name!r} is neither the name of a set nor a path to a file")
-    folder = Path(data_dir).expanduser() if data_dir else prepared.default_data_dir()
+    builders.check_name(name)
+    folder = files.expanded(data_dir) if data_dir else prepared.default_data_dir()
     return prepared.find(name, folder) or _prepare_embedded(name, folder), folder
 
 
@@ -137,7 +136,10 @@ def _cached(
         # Twice, since the classes are not among the bytes that `fits` counts.
         if whole or cache.stat().st_size <= 2 * limit:
             with np.load(file, allow_pickle=False) as archive:
-                return {k: archive[k][rows] for k in archive.files}
+                kept = {k: archive[k] for k in archive.files}
+                _to_labels(kept.get("label"), len(kept["image"]))
+                if kept["image"].dtype == np.uint8 and kept["image"].ndim == 4:
+                    return {k: v[rows] for k, v in kept.items()}
     if not prepared.fits(found, base, limit):
         return _as_pixels(found.name, prepared.read(found, base, rows))
     everything = _as_pixels(found.name, prepared.read(found, base, slice(None)))

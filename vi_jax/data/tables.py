@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from vi_jax.data import files
+
 Kind = Literal["continuous", "binary", "categorical"]
 KINDS = ("continuous", "binary", "categorical")
 SUPPORTED = ".csv, .tsv, .csv.gz, .tsv.gz, .npz"
@@ -64,7 +66,7 @@ def read_table(path: str | Path, *, label: str | None = None) -> Table:
     naming the line: another format, no header or no rows, a row with more or fewer
     cells than the header, two columns of one name, no column `label`.
     """
-    path = Path(path).expanduser()
+    path = files.expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     name = path.name.lower()
@@ -94,11 +96,12 @@ def _read_npz(path: Path) -> Table:
             "'X' [n, columns] and 'y' [n]"
         ) from error
     x, label = held.get("X"), held.get("y")
-    if x is None or x.ndim != 2 or x.dtype.kind not in "biuf" or not x.size:
+    # A member that is no .npy file comes as bytes.
+    if np.ndim(x) != 2 or x.dtype.kind not in "biuf" or not x.size:
         raise ValueError(f"{path} must hold numbers 'X' [n, columns], n >= 1")
-    if label is not None and label.shape != (len(x),):
+    if label is not None and np.shape(label) != (len(x),):
         raise ValueError(
-            f"{path}: y has shape {label.shape}, needed: one label for each of "
+            f"{path}: y has shape {np.shape(label)}, needed: one label for each of "
             f"{len(x)} rows"
         )
     names = tuple(f"x{j}" for j in range(x.shape[1]))
@@ -299,12 +302,25 @@ def schema_from_json(value: dict[str, Any]) -> TableSchema:
             Column(**{**column, "categories": tuple(column["categories"])})
             for column in value["columns"]
         )
-        sound = columns and all(c.kind in KINDS and c.scale > 0 for c in columns)
+        sound = columns and all(_is_sound(column) for column in columns)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"this is no schema of a table ({error!r})") from error
     if not sound:
         raise ValueError("this is no schema of a table: a kind or a scale is wrong")
     return TableSchema(columns)
+
+
+def _is_sound(column: Column) -> bool:
+    if not isinstance(column.name, str) or column.kind not in KINDS:
+        return False
+    if column.kind == "continuous":
+        return 0 < column.scale < math.inf and math.isfinite(column.mean)
+    found = column.categories
+    alike = all(isinstance(c, str) for c in found) or all(
+        isinstance(c, (int, float)) for c in found
+    )
+    allowed = range(1, 3) if column.kind == "binary" else range(2, len(found) + 1)
+    return alike and len(found) in allowed and len(set(found)) == len(found)
 
 
 def _as_cells(cells: np.ndarray) -> np.ndarray:
@@ -314,6 +330,8 @@ def _as_cells(cells: np.ndarray) -> np.ndarray:
             f"the rows have shape {cells.shape}: needed is [n, columns], at least one "
             "row and one column"
         )
+    if cells.dtype.kind not in "biufOUS":
+        raise ValueError(f"the rows are {cells.dtype}: needed are numbers or text")
     return cells
 
 
@@ -335,6 +353,8 @@ def _number(cell: Any) -> float:
         return float(cell)
     except (TypeError, ValueError):
         return math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _is_missing(cell: Any) -> bool:

@@ -25,7 +25,7 @@ def load_sentences(
     if dataset == "wordnet":
         return _read(WORDNET)
     if files.is_path(dataset):
-        return _read(Path(dataset).expanduser())
+        return _read(files.expanded(dataset))
     found = [line.strip() for line in _prepared(str(dataset), split, data_dir)]
     return _not_empty(dataset, [line for line in found if line])
 

@@ -46,6 +46,7 @@ class MixedColumns:
     def _terms(self, x: Array) -> Array:
         """log p(x_j), the continuous columns first, then binary and categorical."""
         chex.assert_shape(x, (len(self.num_logits),))
+        chex.assert_shape(self.logits, (sum(self.num_logits),))
         seen = ~jnp.isnan(x)
         # Filled before any arithmetic: the gradient of where(seen, f(nan), 0) is nan.
         x = jnp.where(seen, x, 0.0)

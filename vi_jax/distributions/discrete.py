@@ -61,7 +61,10 @@ class StraightThroughBernoulli:
 
 @register
 class Categorical:
-    """One of c classes from logits [c]; the event is an integer []."""
+    """One of c classes from logits [c]; the event is an integer [] in [0, c).
+
+    log_prob of another integer is -inf, and of what is no integer a ValueError.
+    """
 
     logits: Array
     pathwise: ClassVar[bool] = False
@@ -71,7 +74,11 @@ class Categorical:
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_rank(x, 0)
-        return jax.nn.log_softmax(self.logits)[x]
+        if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
+            raise ValueError(f"a class is an integer, got {jnp.result_type(x)}")
+        # By itself an index counts -1 from the end, and stops at the end.
+        is_class = (x >= 0) & (x < self.logits.size)
+        return jnp.where(is_class, jax.nn.log_softmax(self.logits)[x], -jnp.inf)
 
     def mean(self) -> Array:
         """The class probabilities [c], which are the mean of the one-hot event."""
@@ -100,7 +107,10 @@ class JointBernoulli:
         return jax.nn.softmax(self.logits) @ self._states()
 
     def _num_coins(self) -> int:
-        return self.logits.size.bit_length() - 1
+        num = self.logits.size.bit_length() - 1
+        if self.logits.size != 2**num:
+            raise ValueError(f"{self.logits.size} logits are not those of 2^d outcomes")
+        return num
 
     def _states(self) -> Array:
         return binary_states(self._num_coins()).astype(jnp.result_type(self.logits))

@@ -46,8 +46,8 @@ def sigmoid_betas(num_steps: int, *, steepness: float = 4.0) -> Array:
     """
     if num_steps < 1:
         raise ValueError(f"annealing needs at least 1 step, got {num_steps}")
-    if not steepness > 0:
-        raise ValueError(f"steepness is {steepness}: it must be positive")
+    if not 0 < steepness < np.inf:
+        raise ValueError(f"steepness is {steepness}: it must be positive and finite")
     rise = np.tanh(0.5 * steepness * np.linspace(-1, 1, num_steps + 1))
     return jnp.asarray((rise - rise[0]) / (rise[-1] - rise[0]), float)
 

@@ -177,7 +177,7 @@ def threshold(
             raise ValueError(f"the {name} must be between 0 and 1, got {value}")
     n = len(scores)
     # floor((n + 1) a), safe against a product such as 20 * 0.05 just below 1.
-    above = math.floor((n + 1) * false_alarm_rate * (1 + 1e-12))
+    above = min(n, math.floor((n + 1) * false_alarm_rate * (1 + 1e-12)))
     if above < 1:
         raise ValueError(
             f"{n} scores are too few for a false-alarm rate of {false_alarm_rate}: at "
@@ -210,7 +210,8 @@ def code_length(image: np.ndarray) -> float:
     Ref: Serra et al. 2020, arXiv:1909.11480.
     """
     image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] not in (1, 3):
+    fits = image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (1, 3)
+    if not fits or not image.size:
         raise ValueError(
             f"needed: uint8 [h, w, 1] or [h, w, 3], got {image.dtype} "
             f"{list(image.shape)}"

@@ -90,6 +90,10 @@ def _fitting(scores: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndar
             f"scores of shape {scores.shape} and labels of {label.shape} do not fit: "
             "needed are [n, c] and [n], n > 0"
         )
+    if not np.issubdtype(label.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {label.dtype}")
+    if np.isnan(scores).any():
+        raise ValueError(f"row {np.isnan(scores).any(1).argmax()} of scores has a NaN")
     if label.min() < 0 or label.max() >= scores.shape[1]:
         raise ValueError(f"a label is outside the {scores.shape[1]} classes")
     return scores, label

@@ -262,6 +262,10 @@ def _split(
 
 def _binned(latent: np.ndarray, bins: int) -> np.ndarray:
     """The bin of each code, from 0."""
+    latent = latent / max(np.abs(latent).max(), 1e-300)  # so that no range overflows
+    # What rounding leaves of a constant has no room for bins.
+    if np.ptp(latent) < 1e-13:
+        return np.zeros(len(latent), int)
     return np.digitize(latent, np.histogram_bin_edges(latent, bins)[1:-1])
 
 

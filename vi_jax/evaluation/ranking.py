@@ -47,7 +47,9 @@ def _hits(scores: Array, held: Array, seen: Array, k: int) -> tuple[Array, Array
     if not 1 <= k <= scores.size:
         raise ValueError(f"k is {k}: it must lie in [1, {scores.size}], the items")
     held, seen = held != 0, seen != 0
-    best = jax.lax.top_k(jnp.where(seen, -jnp.inf, scores), k)[1]
+    # An unseen item that is impossible still comes before the seen ones.
+    possible = jnp.maximum(scores, jnp.finfo(jnp.result_type(scores, float)).min)
+    best = jax.lax.top_k(jnp.where(seen, -jnp.inf, possible), k)[1]
     hits = (held & ~seen)[best].astype(scores.dtype)
     # A nan would be ranked as the best of all.
     bad = jnp.any(jnp.isnan(scores) & ~seen)

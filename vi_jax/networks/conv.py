@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen
 
 from vi_jax.networks.convolution import downsample, upsample
@@ -253,9 +254,10 @@ def _compiled_init(module: linen.Module) -> Component:
 
 
 def _check_bias(shape: Shape, output_bias: Array | None) -> None:
-    if output_bias is not None and output_bias.size != math.prod(shape):
+    if output_bias is not None and np.size(output_bias) != math.prod(shape):
         raise ValueError(
-            f"output_bias has shape {output_bias.shape}, expected ({math.prod(shape)},)"
+            f"output_bias has shape {np.shape(output_bias)}, expected "
+            f"({math.prod(shape)},)"
         )
 
 

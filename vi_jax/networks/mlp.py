@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen
 
 from vi_jax.networks.linen import from_linen
@@ -21,6 +22,8 @@ class DenseLayers(linen.Module):
     @linen.compact
     def __call__(self, x: Array | tuple[Array, ...]) -> Array:
         h, *others = [jnp.ravel(leaf) for leaf in jax.tree.leaves(x)]
+        if not h.size:
+            raise ValueError("an input of no numbers has nothing to say to a network")
         dense = functools.partial(
             linen.Dense, kernel_init=linen.initializers.glorot_uniform()
         )
@@ -55,8 +58,8 @@ def mlp(
     """
     if min([*hidden, outputs]) < 1:
         raise ValueError(f"layer widths must be at least 1, got {[*hidden, outputs]}")
-    if output_bias is not None and output_bias.shape != (outputs,):
+    if output_bias is not None and np.shape(output_bias) != (outputs,):
         raise ValueError(
-            f"output_bias has shape {output_bias.shape}, expected ({outputs},)"
+            f"output_bias has shape {np.shape(output_bias)}, expected ({outputs},)"
         )
     return from_linen(DenseLayers((*hidden, outputs), activation, output_bias))
