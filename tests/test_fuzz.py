@@ -448,11 +448,6 @@ def test_any_other_knobs_file_is_refused(folder, value):
         assert refused(call, naming=folder)
 
 
-def waits(reason):
-    return pytest.mark.xfail(strict=True, reason=reason)
-
-
-@waits("runs.read_json lets RecursionError through")
 def test_json_without_end_is_damaged(tmp_path):
     (tmp_path / "knobs.json").write_text("[" * 100_000)
     assert refused(
@@ -461,7 +456,6 @@ def test_json_without_end_is_damaged(tmp_path):
     )
 
 
-@waits("runs._fits does not know tuple[int, ...], nor that JSON has lists")
 def test_knobs_that_are_tuples_come_back(tmp_path):
     runs.claim(tmp_path, "mnist_conv", mnist_conv.Knobs())
     found = runs.read_knobs(tmp_path, "mnist_conv", mnist_conv.Knobs)
@@ -476,7 +470,6 @@ def write_bytes(folder, name, data):
 LINES = (b"5", b"[]", b"null", b'{"seconds": 1.0}', b'{"step": "a"}', b"\xff\xfe")
 
 
-@waits("runs.read_metrics takes any JSON for a record, and KeyError comes later")
 def test_lines_that_are_no_records_are_left_out_or_refused(tmp_path):
     sound = b'{"step": 5, "seconds": 1.0}\n'
     for line in LINES:
@@ -485,7 +478,6 @@ def test_lines_that_are_no_records_are_left_out_or_refused(tmp_path):
             assert [r["step"] for r in runs.read_metrics(tmp_path)] == [5]
 
 
-@waits("runs.record_start takes any object for the record of the starts")
 def test_a_record_of_starts_that_is_none_is_refused(tmp_path):
     for text in (b"{}", b'{"starts": 5}', b'{"starts": [5]}', b'{"starts": [{}]}'):
         write_bytes(tmp_path, "run.json", text)
@@ -493,7 +485,6 @@ def test_a_record_of_starts_that_is_none_is_refused(tmp_path):
         assert refused(call, naming="run.json")
 
 
-@waits("runs.write_json writes through a link")
 def test_a_link_in_a_run_folder_leads_nowhere(tmp_path):
     outside, run_dir = tmp_path / "outside", tmp_path / "run"
     outside.write_text("mine")
@@ -690,9 +681,17 @@ def test_extreme_knobs_are_one_message_and_leave_nothing(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["small.npz"]
 
 
-@waits("commands.clear_errors lets OverflowError and jaxlib's TypeError through")
+TOO_LONG = pytest.mark.xfail(strict=True, reason="jaxlib's TypeError comes through")
+
+
 @pytest.mark.parametrize(
-    "knob, value", [("seed", 2**63), ("latents", 10**20), ("scan_steps", 10**20)]
+    "knob, value",
+    [
+        ("seed", 2**63),
+        ("scan_steps", 10**20),
+        ("learning_rate", "inf"),
+        pytest.param("latents", 10**20, marks=TOO_LONG),
+    ],
 )
 def test_numbers_that_no_array_can_have_are_one_message(tmp_path, capsys, knob, value):
     one_message(tmp_path, capsys, knob, value)

@@ -171,10 +171,8 @@ def test_two_latents_of_labelled_images_have_a_map(labelled, tmp_path):
     params = experiment.initial_state(built).params
     shown = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment.plots, "latent_map", lambda *a: shown.append(a))
-        patch.setattr(
-            experiment, "traversals", lambda *a: {"z0": np.ones((2, 4, 4, 1))}
-        )
+        patch.setattr(figures.plots, "latent_map", lambda *a: shown.append(a))
+        patch.setattr(figures, "traversals", lambda *a: {"z0": np.ones((2, 4, 4, 1))})
         pictures = figures.latent_pictures(
             built, params, [{"step": 1, "kl_per_latent": [0.2, 0.1]}]
         )
@@ -285,7 +283,7 @@ def test_draws_and_paths_of_a_conditional_model_go_class_by_class(conditional):
     shown = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            experiment.plots,
+            figures.plots,
             "image_grid",
             lambda images, *, columns: shown.append((np.asarray(images), columns)),
         )

@@ -52,7 +52,7 @@ def clear_errors() -> Iterator[None]:
     """Where the user can mend it: one line and exit status 1 instead of a traceback."""
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 

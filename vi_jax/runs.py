@@ -108,13 +108,18 @@ def read_knobs(folder: Path, experiment: str, knobs_class):
     for name, hint in hints.items():
         if not _fits(values[name], hint):
             raise ValueError(f"{path}: {name} is {values[name]!r}, which it cannot be")
-    return knobs_class(**values)
+    # JSON has lists for tuples.
+    as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
+    return knobs_class(**{name: as_tuple(value) for name, value in values.items()})
 
 
 def _fits(value, hint) -> bool:
     """Whether a value read from JSON is one of a knob: a literal, or of its type."""
-    if typing.get_origin(hint) is typing.Literal:
-        return value in typing.get_args(hint)
+    kind, inner = typing.get_origin(hint), typing.get_args(hint)
+    if kind is typing.Literal:
+        return value in inner
+    if kind is tuple:  # of any length, and one type
+        return isinstance(value, list) and all(_fits(v, inner[0]) for v in value)
     return isinstance(value, (int, float) if hint is float else hint)
 
 
@@ -125,7 +130,12 @@ def record_start(folder: Path, knobs) -> None:
     repeatable bit for bit.
     """
     path = Path(folder) / "run.json"
-    starts = read_json(path)["starts"] if path.exists() else []
+    stored = read_json(path) if path.exists() else {"starts": []}
+    starts = stored.get("starts")
+    if not isinstance(starts, list) or not all(
+        isinstance(start, dict) and "versions" in start for start in starts
+    ):
+        raise ValueError(f"{path} is damaged: it does not hold the starts. Delete it")
     now = _circumstances(Path(inspect.getfile(type(knobs))))
     if starts and starts[-1]["versions"] != now["versions"]:
         warnings.warn(
@@ -140,7 +150,8 @@ def read_json(path: Path) -> dict:
     """Read a JSON object. Raises ValueError that names a damaged file."""
     try:
         value = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    # The last one for brackets without end.
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it does not hold an object")
@@ -149,8 +160,13 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, value: dict) -> None:
     """Write JSON so that the file is always whole."""
+    _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = Path(path).with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    temporary.unlink(missing_ok=True)  # a link would lead elsewhere
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 
@@ -201,9 +217,11 @@ def read_metrics(folder: Path) -> list[Metrics]:
     """The records of metrics.jsonl; a last line cut short by a crash is left out."""
     path = Path(folder) / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
     return records
 
 
@@ -219,9 +237,7 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
         return
     kept = [r for r in read_metrics(folder) if r["step"] <= resume_step]
     path = Path(folder) / "metrics.jsonl"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(temporary, path)
+    _replace(path, "".join(json.dumps(r) + "\n" for r in kept))
     board = Path(folder) / "tensorboard"
     with (
         SummaryWriter(str(board), purge_step=resume_step + 1) as writer,

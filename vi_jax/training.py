@@ -78,9 +78,9 @@ def _scheduled(
     ema: float,
     rise: int = 0,
 ) -> optax.GradientTransformation:
-    if not learning_rate > 0 or num_steps < 1 or not clip_norm >= 0:
+    if not 0 < learning_rate < np.inf or num_steps < 1 or not clip_norm >= 0:
         raise ValueError(
-            "needed: learning_rate > 0, num_steps >= 1 and clip_norm >= 0, got "
+            "needed: 0 < learning_rate < inf, num_steps >= 1, clip_norm >= 0, got "
             f"{learning_rate}, {num_steps} and {clip_norm}"
         )
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
