@@ -7,6 +7,10 @@ at a moment drawn evenly from the time that the undisturbed run takes, from the 
 the process to its end, and started again, until it is finished; then the next one. Of
 every finished run the last checkpoint, each record of metrics.jsonl but its clock, and
 the result must be those of the undisturbed run bit for bit.
+
+Expect 26 finished runs, all the same (seed 0; 6 of the 50 kills fell before the first
+step, 16 into training with its checkpoints, 27 into the evaluation and the pictures, 1
+after the result was written).
 """
 
 import json
