@@ -15,15 +15,16 @@ from threadpoolctl import threadpool_limits
 from vi_jax.data import prepared
 
 # The tests compile more than they compute, and so take half of the time for it. An XLA
-# that does not know a flag ends its process, so it is asked first. Notebooks, which
-# compute more, run without.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# that does not know a flag, as of jax 0.12 the second, ends its process: it is asked.
+QUICK = "--xla_backend_optimization_level=0"
 XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 if QUICK not in XLA_FLAGS:
-    quick = {**os.environ, "XLA_FLAGS": f"{QUICK} {XLA_FLAGS}"}
+    both = f"{QUICK} --xla_cpu_use_fusion_emitters=false {XLA_FLAGS}"
     start = [sys.executable, "-c", "import jax; jax.devices()"]
-    if not subprocess.run(start, env=quick, capture_output=True).returncode:
-        os.environ["XLA_FLAGS"] = quick["XLA_FLAGS"]
+    asked = subprocess.run(
+        start, env={**os.environ, "XLA_FLAGS": both}, capture_output=True
+    )
+    os.environ["XLA_FLAGS"] = f"{QUICK} {XLA_FLAGS}" if asked.returncode else both
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)

@@ -3,21 +3,12 @@
 import dataclasses
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import anomaly_oneclass, anomaly_ood, anomaly_vae
 from experiments.anomaly_images import background_nats, fit_background, judged
 from vi_jax.data.sources import from_arrays
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Compiling is most of the time that these tests take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_judgement_is_that_of_all_pairs_and_ranks():

@@ -16,14 +16,6 @@ QUICK = {"latents": 1, "hidden": (8,), "num_samples": 20, "batch_size": 32}
 QUICK |= {"random_state": 0, "num_steps": 300, "learning_rate": 0.01}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiling is nearly all of the time that these tests take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def on_a_line(n, seed):
     """Three numbers that one other, t, makes, with a little noise; far from 0."""
     rng = np.random.default_rng(seed)

@@ -384,13 +384,13 @@ def test_the_vae_learns_and_searches(file, tmp_path):
 def test_given_a_property_molecules_have_it(file, tmp_path):
     """Their weight; and by SELFIES every text but the empty one is a molecule."""
     asked = {"model": "conditional", "representation": "selfies", "asked": "weight"}
-    result = molecules_vae.run(knobs(file, **asked), tmp_path)
+    result = molecules_vae.run(knobs(file, **asked, examples=12_000), tmp_path)
     folder = tmp_path / "selfies-conditional-seed0"
     lines = (folder / "samples.txt").read_text().splitlines()
     assert {text for text in lines if molecules.canonical(text) is None} <= {""}
-    # By chance the correlation of 180 pairs is 0 +- 0.075; z = 4.
-    assert result["given"]["molecules"] > 100
-    assert result["given"]["correlation"] > 0.3
+    # 0.86 to 0.91 over four seeds; by chance, of 180 pairs, 0 +- 0.075.
+    assert result["given"]["molecules"] > 180
+    assert result["given"]["correlation"] > 0.5
     assert result["given"]["mae"] < result["given"]["mae_chance"]
 
 
