@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import HealthCheck, Phase, settings
 from scipy import special, stats
 
 from vi_jax import bounds, distributions, estimators
@@ -27,6 +28,19 @@ from vi_jax.models import linear_gaussian
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
+
+
+def examples(number):
+    """Draws that are the same each time, in as long as they take."""
+    return settings(
+        max_examples=number,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.explicit, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+
 
 # ---------------------------------------------------------------- distributions
 

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from contracts import examples
+from hypothesis import given, strategies as st
 
 from experiments import mnist_conv, mnist_vae, molecules
 from vi_jax import commands, runs
@@ -43,18 +44,6 @@ from vi_jax.data import (
 from vi_jax.training import TrainState, init_state
 
 OURS = ("/vi_jax/", "/experiments/")
-
-
-def examples(number):
-    """Draws that are the same each time, in as long as they take."""
-    return settings(
-        max_examples=number,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def refused(call, *, naming):
@@ -458,8 +447,11 @@ def test_json_without_end_is_damaged(tmp_path):
 
 def test_knobs_that_are_tuples_come_back(tmp_path):
     runs.claim(tmp_path, "mnist_conv", mnist_conv.Knobs())
-    found = runs.read_knobs(tmp_path, "mnist_conv", mnist_conv.Knobs)
-    assert found == mnist_conv.Knobs()
+    read = lambda: runs.read_knobs(tmp_path, "mnist_conv", mnist_conv.Knobs)
+    assert read() == mnist_conv.Knobs()
+    path = tmp_path / "knobs.json"
+    path.write_text(path.read_text().replace("64,", '"a",', 1))
+    assert refused(read, naming="channels")
 
 
 def write_bytes(folder, name, data):

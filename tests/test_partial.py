@@ -103,3 +103,14 @@ def test_a_damaged_file_counts_as_none(stopped, damage, monkeypatch):
     found, taken = batches_of(again, monkeypatch)
     equal(found, EACH(PARAMS, X, CONTEXTS))
     assert taken == 6
+
+
+def test_an_evaluation_is_in_full_float32_on_every_device():
+    seen = []
+
+    def one(params, key, x, c):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return x[0]
+
+    over_examples(one, progress=False)(PARAMS, X)
+    assert set(seen) == {"highest"}

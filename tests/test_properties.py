@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from contracts import quick_jit
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from contracts import examples, quick_jit
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import special, stats
 
@@ -44,18 +44,6 @@ from vi_jax.models import vae
 
 OURS = ("/vi_jax/", "/experiments/", "/chex/")
 FLOAT_MAX = float(np.finfo(np.float32).max)
-
-
-def examples(number):
-    """Draws that are the same each time, in as long as they take."""
-    return settings(
-        max_examples=number,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def floats(low, high):

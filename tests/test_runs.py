@@ -251,6 +251,42 @@ def test_commands_on_a_finished_run(finished, command, capsys):
             first = json.loads((finished / "result.json").read_text())
             assert abs(again["nll"] - first["nll"]) < 0.5
             assert again["num_samples"] == 30
+    assert not list(finished.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("name", ["small", "labelled"])
+def test_an_evaluation_that_is_stopped_goes_on(
+    name, finished, conditional, tmp_path, monkeypatch
+):
+    """Also where it classifies by Bayes' rule as well."""
+    module, run_dir = {
+        "small": (mnist_vae, finished),
+        "labelled": (mnist_fsvae, conditional[0]),
+    }[name]
+    experiment_name = module.__name__.split(".")[-1]
+    built, state = final_state(run_dir, experiment_name)
+    how = {"num_samples": 10}
+    whole = experiment.evaluate(built, state.params, **how)
+    file, original = tmp_path / "test-10.npz", experiment.active_units
+
+    def dies(*a):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "active_units", dies)
+    with pytest.raises(KeyboardInterrupt):
+        experiment.evaluate(built, state.params, **how, file=file)
+    monkeypatch.setattr(experiment, "active_units", original)
+    with np.load(file) as stored:
+        assert -np.mean(stored["log_px"]) == pytest.approx(whole["nll"], rel=1e-6)
+        kept = dict(stored)
+    # What is there is not computed again: it may be wrong, and is taken.
+    kept["log_px"] -= 1
+    np.savez(file, **kept)
+    again = experiment.evaluate(built, state.params, **how, file=file)
+    assert again["nll"] == pytest.approx(whole["nll"] + 1, rel=1e-6)
+    if name == "labelled":
+        assert again["bayes_accuracy"] == whole["bayes_accuracy"]
+        assert (tmp_path / "test-10-classes.npz").exists()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """SOAP against the same equations in numpy, and against what it is a case of."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,3 +127,12 @@ def test_the_kernel_of_a_convolution_is_taken_as_a_matrix():
     np.testing.assert_allclose(step(kernel).reshape(24, 5), step(matrix), rtol=1e-6)
     # And it is rotated: Adam's first step is the sign of the gradient.
     assert (abs(abs(step(kernel)) - 1) > 0.1).any()
+
+
+def test_products_are_in_full_float32_on_every_device():
+    """In the short floats of accelerators the bases would lose their right angles."""
+    t, g = scale_by_soap(), jax.tree.map(jnp.asarray, gradients(1)[0])
+    text = jax.jit(t.update).lower(g, t.init(g)).as_text()
+    products = re.findall(r"stablehlo.dot_general.*", text)
+    assert len(products) > 4
+    assert all("precision = [HIGHEST, HIGHEST]" in product for product in products)

@@ -110,10 +110,15 @@ Args:
         """
         experiment, params = opened(run_dir, checkpoint)
         experiment = _on_mesh(experiment, mesh)
-        result = evaluate(experiment, params, num_samples=num_samples, folder=run_dir)
-        result |= {"checkpoint": checkpoint, **experiment.about}
         file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
+        unfinished = file.with_suffix(".partial.npz")
+        how = {"num_samples": num_samples, "file": unfinished}
+        result = evaluate(experiment, params, **how)
+        result |= {"checkpoint": checkpoint, **experiment.about}
         runs.write_json(file, result)
+        # The next estimate is from the start.
+        for part in run_dir.glob(f"{unfinished.stem}*"):
+            part.unlink()
         _print_result(result, file)
 
     def anneal_run(

@@ -156,7 +156,8 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
     params, about = resumable.train(_training(experiment), state, run_dir)
     num = experiment.num_eval_samples
-    result = evaluate(experiment, params, num_samples=num, folder=run_dir)
+    file = run_dir / f"test-{num}.npz"
+    result = evaluate(experiment, params, num_samples=num, file=file)
     result |= experiment.measure(params)
     records = runs.read_metrics(run_dir)
     drawn = {}
@@ -197,21 +198,20 @@ def evaluate(
     params: Params,
     *,
     num_samples: int,
-    folder: Path | None = None,
+    file: Path | None = None,
 ) -> dict[str, Any]:
     """The test log-likelihood and what belongs beside it, in nats per example.
 
     `nll_stderr` is the standard error over test images, `nll_mc_stderr` the part of it
     that more importance samples would remove. Of a conditional model all is given the
-    label, and `bayes_accuracy` is that of Bayes' rule over its classes. A folder gets
-    the log p(x) of each image, as test-NUM_SAMPLES.npz, from which a crashed call goes
-    on.
+    label, and `bayes_accuracy` is that of Bayes' rule over its classes. An .npz `file`
+    gets log p(x) of each image; after a crash the same call goes on from it, and
+    `eval_seconds` are those since.
     """
     start = time.perf_counter()
     x, contexts = experiment.data.test, experiment.contexts(experiment.data.test_label)
     model = experiment.model
     how = {"progress": True, "mesh": experiment.mesh}
-    file = folder and folder / f"test-{num_samples}.npz"
     evaluator = make_evaluator(model, num_samples=num_samples, **how)
     found = evaluator(params, x, contexts, file=file)
     _warn_of_heavy_tails(found.khat)
@@ -224,8 +224,10 @@ def evaluate(
     mean = lambda params, key, x, c: at_context(model, c).posterior(params, x).mean()
     means = over_images(mean, batch_size=1000, progress=False)(params, x, contexts)
     active = [int(active_units(m).sum()) for m in jax.tree.leaves(means)]
-    by_classes = experiment.num_classes > 0
-    classified = _classified(experiment, params, num_samples) if by_classes else {}
+    classified = {}
+    if experiment.num_classes:
+        beside = file and file.with_name(f"{file.stem}-classes.npz")
+        classified = _classified(experiment, params, num_samples, beside)
     n, log_px = len(x), np.mean(found.log_px, dtype=np.float64)
     bits = {}
     if experiment.discrete:
@@ -252,7 +254,7 @@ def evaluate(
 
 
 def _classified(
-    experiment: Experiment, params: Params, num_samples: int
+    experiment: Experiment, params: Params, num_samples: int, file: Path | None
 ) -> dict[str, Any]:
     """How Bayes' rule classifies the test images, at the cost of their log p(x | y)."""
     of_each = max(1, num_samples // experiment.num_classes)
@@ -264,7 +266,7 @@ def _classified(
         )
 
     over = over_images(one, progress=True, mesh=experiment.mesh)
-    log_joints = over(params, experiment.data.test)
+    log_joints = over(params, experiment.data.test, file=file)
     right = np.argmax(log_joints, 1) == experiment.data.test_label
     return {"bayes_accuracy": float(right.mean()), "bayes_samples_per_class": of_each}
 
