@@ -52,7 +52,6 @@ STRIDES = (2, 2, 1)
 class Setup(NamedTuple):
     """What the contenders share."""
 
-    batch_size: int
     scan_steps: int
     stream: batches.Batches
     params: dict  # of `vae`
@@ -74,18 +73,15 @@ def make_setup(batch_size: int, scan_steps: int) -> Setup:
     blobs = rng.integers(0, 256, (10, 784)) * (rng.random((10, 784)) < 0.2)
     image = blobs[rng.integers(10, size=10_000)].astype(np.uint8)
     stream = batches.shuffled({"image": image}, batch_size=batch_size, seed=0)
-    return Setup(
-        batch_size, scan_steps, stream, vae().init(jax.random.key(0), jnp.zeros(784))
-    )
+    return Setup(scan_steps, stream, vae().init(jax.random.key(0), jnp.zeros(784)))
 
 
 def with_vi_jax(setup: Setup, *, in_a_dispatch: int | None = None) -> Iterator[float]:
     """The mean loss of each turn."""
     preprocess = lambda key, batch: batches.binarize_dynamic(key, batch["image"])
     adam = optax.adam(LEARNING_RATE)
-    parts = objectives.parts_in_cache(setup.batch_size, 25)
     steps = training.fit(
-        objectives.batch_loss(vae(), preprocess=preprocess, accumulate=parts),
+        objectives.batch_loss(vae(), preprocess=preprocess),
         adam,
         training.init_state(setup.params, adam),
         setup.stream,

@@ -92,7 +92,6 @@ def build(knobs: Knobs) -> Experiment:
         preprocess=data.preprocess,
         estimator=estimators.stl,
         beta=lambda step: knobs.beta,
-        accumulate=objectives.parts_in_cache(knobs.batch_size, 25),
     )
     num_steps = steps(epochs=knobs.epochs)
     return on_images(

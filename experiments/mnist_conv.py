@@ -102,7 +102,6 @@ def build(knobs: Knobs) -> Experiment:
         bound=bounds.iwae,
         estimator=estimators.dreg,
         num_samples=knobs.k,
-        accumulate=objectives.parts_in_cache(knobs.batch_size, 25 // max(knobs.k, 1)),
     )
     num_steps = steps(epochs=knobs.epochs)
     optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]
