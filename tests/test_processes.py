@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from test_sharding import STREAM, X, curve
+from test_streams import Numbers, curve as curve_of_stream
 
 from experiments import mnist_vae
 from vi_jax import commands, resumable, runs, training
@@ -77,6 +78,34 @@ def test_four_processes_have_the_loss_curve_of_one():
         assert status == 0, err
         losses = json.loads(re.search(r"^losses (.*)$", out, re.M)[1])
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+STREAMED = """
+import json
+from test_streams import Numbers, curve
+from vi_jax import sharding
+
+with sharding.joined({address!r}, 2, {place}):
+    source = Numbers(10_000)
+    losses, _ = curve(source, sharding.mesh())
+    print("losses", json.dumps(losses))
+    print("read", json.dumps(sorted(source.read)))
+"""
+
+
+def test_each_of_two_processes_reads_its_own_examples():
+    address = f"localhost:{free_port()}"
+    program = lambda place: STREAMED.format(address=address, place=place)
+    found = ends(start(2, lambda place: ["-c", program(place)]))
+    of = lambda name, out: json.loads(re.search(rf"^{name} (.*)$", out, re.M)[1])
+    expected, _ = curve_of_stream(Numbers(10_000), None)
+    for status, out, err in found:
+        assert status == 0, err
+        np.testing.assert_allclose(of("losses", out), expected, rtol=1e-6)
+    one, other = (set(of("read", out)) - {0} for _, out, _ in found)
+    # 12 steps of 2 examples each, and what was read ahead; 0 is looked at by both.
+    assert min(len(one), len(other)) >= 23
+    assert not one & other
 
 
 KILLED = """

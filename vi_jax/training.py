@@ -302,7 +302,9 @@ def fit(
 def _stack(items: list, length: int):
     """Leaves stacked to [length, ...], the last item repeated where there are fewer."""
     items = items + items[-1:] * (length - len(items))
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
+    # What a stream has put on devices stays there.
+    of = lambda leaf: jnp if isinstance(leaf, jax.Array) else np
+    return jax.tree.map(lambda *leaves: of(leaves[0]).stack(leaves), *items)
 
 
 def _means(totals: Metrics, n: int) -> Metrics:

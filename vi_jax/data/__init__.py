@@ -13,6 +13,7 @@ from vi_jax.data.labels import keep_balanced as keep_balanced, mixed as mixed
 from vi_jax.data.ratings import load_interactions as load_interactions
 from vi_jax.data.sources import from_arrays as from_arrays, load as load
 from vi_jax.data.sprites import sprite_data as sprite_data
+from vi_jax.data.streams import streamed as streamed
 from vi_jax.data.tables import (
     fit_schema as fit_schema,
     read_table as read_table,

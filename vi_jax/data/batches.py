@@ -33,11 +33,7 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     no integer.
     """
     n = _common_length(columns)
-    batch_size, seed = operator.index(batch_size), operator.index(seed)
-    if not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size is {batch_size}: it must lie in [1, {n}]")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed is {seed}: it must lie in [0, 2**64)")
+    batch_size, seed = sizes(n, batch_size, seed, seeds=2**64)
 
     # A batch touches two epochs at most.
     @functools.lru_cache(maxsize=2)
@@ -55,6 +51,16 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
         return {"index": index, "step": np.int32(step)}
 
     return Batches(dict(columns), at, _gather)
+
+
+def sizes(n: int, batch_size: int, seed: int, *, seeds: int) -> tuple[int, int]:
+    """batch_size and seed as integers; ValueError outside [1, n] and [0, seeds)."""
+    batch_size, seed = operator.index(batch_size), operator.index(seed)
+    if not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size is {batch_size}: it must lie in [1, {n}]")
+    if not 0 <= seed < seeds:
+        raise ValueError(f"seed is {seed}: it must lie in [0, {seeds})")
+    return batch_size, seed
 
 
 def no_data() -> Batches:

@@ -1,0 +1,107 @@
+"""Minibatches of data larger than memory, read while the device computes."""
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from vi_jax.data.batches import Batches, sizes
+from vi_jax.types import Batch
+
+
+class Source(Protocol):
+    """Examples by number, such as `tfds.data_source(name, split="train")`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def streamed(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh | None = None,
+    num_threads: int = 16,
+    prefetch: int = 16,
+) -> Batches:
+    """Batches of b examples as `shuffled` gives them, read from `source` on the way.
+
+    source[i] is {name: array}, all of the same shapes; a batch holds the same names,
+    [b, ...], and "step", int32 []. The order of an epoch is a function of (seed, epoch)
+    that takes no memory, another one than that of `shuffled`. `num_threads` threads
+    read `prefetch` batches ahead. With the mesh that `training.fit` gets, of several
+    processes each reads only the examples of its own devices, and the batches are the
+    same whatever the mesh. A dispatch of s steps holds s batches on the device.
+    Raises ImportError without grain, ValueError for a batch_size outside [1, n] or that
+    the mesh does not divide, a seed outside [0, 2^32), or examples that are no dict of
+    arrays or have a "step", TypeError where a number is no integer.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError("streams need grain: pip install '.[streams]'") from error
+    n = len(source)
+    batch_size, seed = sizes(n, batch_size, seed, seeds=2**32)
+    _check_example(source[0])
+    order = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
+    rows, placed = _placement(batch_size, mesh)
+    read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
+
+    class Mine:
+        """This process's rows of all batches, one after another."""
+
+        def __len__(self) -> int:
+            return len(order) // batch_size * len(rows)
+
+        def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+            step, j = divmod(i, len(rows))
+            example = source[int(order[step * batch_size + rows[j]])]
+            return {name: np.asarray(value) for name, value in example.items()}
+
+    steps = grain.MapDataset.source(Mine()).batch(len(rows))
+    ahead = iter(steps.to_iter_dataset(read))
+
+    def at(step: int) -> Batch:
+        # Mostly the next one, which has been read by now.
+        if ahead.get_state()["next_index"] != step:
+            ahead.set_state({**ahead.get_state(), "next_index": int(step)})
+        return {**jax.tree.map(placed, next(ahead)), "step": np.int32(step)}
+
+    return Batches({}, at, lambda resident, travelling: travelling)
+
+
+def _placement(batch_size: int, mesh: Mesh | None):
+    """The rows of a batch that this process reads, and rows -> the batch's array."""
+    if mesh is None:
+        return range(batch_size), lambda local: local
+    if batch_size % mesh.shape["data"]:
+        raise ValueError(
+            f"a batch_size of {batch_size} does not split over the "
+            f"{mesh.shape['data']} devices of the mesh's axis 'data'"
+        )
+    split = NamedSharding(mesh, P("data"))
+    here = split.addressable_devices_indices_map((batch_size,)).values()
+    rows = sorted({row for (s,) in here for row in range(*s.indices(batch_size))})
+
+    def placed(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = rows.index(start)
+            return local[first : first + stop - start]
+
+        shape = (batch_size, *local.shape[1:])
+        return jax.make_array_from_callback(shape, split, part)
+
+    return rows, placed
+
+
+def _check_example(example: Any) -> None:
+    arrays = isinstance(example, dict) and example and "step" not in example
+    if not arrays or any(np.asarray(a).dtype == object for a in example.values()):
+        raise ValueError(
+            "an example of the source must be a dict of arrays by name, none called "
+            f"'step', got {example!r:.200}"
+        )
