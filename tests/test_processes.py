@@ -123,8 +123,11 @@ class Knobs:
     seed: int = 3
 
 
-def train_in(folder: Path, mesh) -> dict:
-    """A run of 40 steps on a noisy quadratic, with a checkpoint every 8."""
+def train_in(folder: Path, mesh, at: dict | None = None) -> dict:
+    """A run of 40 steps on a noisy quadratic, with a checkpoint every 8.
+
+    at[step]() is called when a batch is asked for that step, if there is one.
+    """
     optimizer = optax.adam(0.05)
 
     def loss(params, key, batch):
@@ -132,13 +135,18 @@ def train_in(folder: Path, mesh) -> dict:
         error = batch["image"] / 255 + noise - params
         return jnp.mean(jnp.sum(error**2, -1)), {"bound": jnp.mean(error)}
 
+    def batch_at(step):
+        if at and step in at:
+            at[step]()
+        return STREAM.at(step)
+
     error = over_examples(
         lambda params, key, x, c: jnp.sum((x / 255 - params[0]) ** 2), mesh=mesh
     )
     plan = resumable.Training(
         loss,
         optimizer,
-        STREAM,
+        STREAM._replace(at=batch_at),
         seed=Knobs().seed,
         num_steps=40,
         scan_steps=1,

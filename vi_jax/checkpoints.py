@@ -36,7 +36,8 @@ def open_checkpoints(folder: Path) -> Checkpoints:
     `restore(like)` gives the last state that can be read, None where there is none, and
     warns where a newer one is damaged: that one is set aside as `damaged-...`.
     Of several processes, whose states are the same, the first alone reads and writes.
-    Raises ValueError where there are checkpoints and none can be read.
+    Raises ValueError where there are checkpoints and none can be read, OSError where
+    one cannot be written, as on a full disk: those before it stay.
     """
     folder = Path(folder).resolve()
     kept = {}
@@ -46,10 +47,17 @@ def open_checkpoints(folder: Path) -> Checkpoints:
     def save(state: TrainState, score: float) -> None:
         step = int(state.step)
         args = ocp.args.StandardSave(jax.device_get(state))
-        for name, manager in kept.items():
-            # `force`: each call is a decision of the caller, not of a save interval.
-            manager.save(step, args=args, metrics={"score": score}, force=True)
-            _seal(folder / name / str(step))
+        try:
+            for name, manager in kept.items():
+                # `force`: each call is a decision of the caller, not of an interval.
+                manager.save(step, args=args, metrics={"score": score}, force=True)
+                _seal(folder / name / str(step))
+        except (OSError, ValueError, RuntimeError) as error:  # orbax has all of them
+            raise OSError(
+                f"the checkpoint of step {step} could not be written in {folder} "
+                f"({str(error):.200}): make room, and the same command goes on from "
+                "the one before"
+            ) from error
 
     def restore(like: TrainState, which: str = "last") -> TrainState | None:
         read = lambda: _restore(kept[which], folder / which, like)

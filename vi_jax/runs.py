@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 import typing
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from filelock import FileLock, Timeout
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from vi_jax import sharding
 from vi_jax.types import Metrics
@@ -238,19 +241,29 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
     kept = [r for r in read_metrics(folder) if r["step"] <= resume_step]
     path = Path(folder) / "metrics.jsonl"
     _replace(path, "".join(json.dumps(r) + "\n" for r in kept))
-    board = Path(folder) / "tensorboard"
-    with (
-        SummaryWriter(str(board), purge_step=resume_step + 1) as writer,
-        open(path, "a") as file,
-    ):
+    # Not `SummaryWriter`: where its thread cannot write, its end waits for ever.
+    events = Path(folder) / "tensorboard"
+    events.mkdir(parents=True, exist_ok=True)
+    board = EventsWriter(str(events / "events"))
+    with contextlib.closing(board), open(path, "a") as file:
+
+        def show(step: int, **what) -> None:
+            board.write_event(Event(wall_time=time.time(), step=step, **what))
+
+        # TensorBoard, too, forgets what an earlier session showed from here on.
+        show(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
         def log(record: Metrics) -> None:
             file.write(json.dumps(record) + "\n")
             file.flush()
             for name, value in record.items():
                 if isinstance(value, list):
-                    writer.add_histogram(name, np.array(value), record["step"])
+                    numbers = np.array(value)
+                    if np.isfinite(numbers).all():
+                        drawn = summary.histogram(name, numbers, bins="auto")
+                        show(record["step"], summary=drawn)
                 elif name != "step":
-                    writer.add_scalar(name, value, record["step"])
+                    show(record["step"], summary=summary.scalar(name, value))
+            board.flush()
 
         yield log
