@@ -1,6 +1,7 @@
 """The command line of an experiment: train, evaluate, appraise and draw."""
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import sys
@@ -57,6 +58,15 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(1) from error
 
 
+def _check_sizes(knobs) -> None:
+    """Raise ValueError for an integer that no array and no key can have."""
+    for name, value in dataclasses.asdict(knobs).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and abs(number) >= 2**63:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} {number}: it must be below 2^63")
+
+
 def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
     default_dir = Path("runs") / name
 
@@ -66,6 +76,7 @@ def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
         mesh: Size | None = None,
         join: tuple[str, int, int] | Literal["auto"] | None = None,
     ) -> None:
+        _check_sizes(knobs)
         with _joined(join):
             experiment = _on_mesh(build(knobs), mesh)
             result = run(experiment, run_dir, name=name, knobs=knobs)
