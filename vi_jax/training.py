@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from vi_jax import sharding
+from vi_jax.products import with_one_sum
 from vi_jax.soap import scale_by_soap
 from vi_jax.types import Array, Batch, LossFn, Metrics, Params
 
@@ -173,12 +174,14 @@ class _Dispatches(NamedTuple):
 def _make_dispatches(
     loss: LossFn, optimizer, batches: Stream, seed: int, limit: int, mesh: Mesh | None
 ):
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    if mesh is None:
+        value_and_grad = with_one_sum(value_and_grad)
+
     def gradient(state: TrainState, resident, travelling):
         batch = sharding.split(batches.gather(resident, travelling), "data")
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, key, batch
-        )
+        (value, metrics), grads = value_and_grad(state.params, key, batch)
         return {"loss": value, **metrics}, grads
 
     def move(state: TrainState, grads):

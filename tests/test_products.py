@@ -1,0 +1,149 @@
+"""Products over several axes written over one: the same results, in any program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.extend import core
+
+from vi_jax.networks.convolution import downsample, upsample
+from vi_jax.products import with_one_sum
+
+ROWS = (3, 4)  # of two `vmap`s
+
+
+def layers(w, x):
+    """Two layers of one vector, mapped over n and k."""
+    one = lambda x: jnp.tanh(jnp.tanh(x @ w["in"]) @ w["out"])
+    return jnp.sum(jax.vmap(jax.vmap(one))(x) ** 2)
+
+
+def under(transform):
+    """The layers within something that has a program of its own."""
+
+    def loss(w, x):
+        return transform(lambda w: layers(w, x), w)
+
+    return loss
+
+
+def in_scan(f, w):
+    def body(total, scale):
+        value, grads = jax.value_and_grad(f)(jax.tree.map(lambda a: scale * a, w))
+        more = sum(jnp.sum(g**2) for g in jax.tree.leaves(grads))
+        return total + value + more, None
+
+    # The carry begins as a Python number, of weak type.
+    return lax.scan(body, 0.0, jnp.arange(1.0, 4.0))[0]
+
+
+def in_while(f, w):
+    grow = lambda s: (s[0] + 1, s[1] + jax.grad(f)(w)["in"].sum() * s[0])
+    start = (jnp.int32(0), jnp.zeros((), w["in"].dtype))
+    # No gradient goes through a while loop: that of the rest is enough.
+    return lax.stop_gradient(lax.while_loop(lambda s: s[0] < 3, grow, start)[1]) * f(w)
+
+
+@jax.custom_vjp
+def clipped(x):
+    return x
+
+
+clipped.defvjp(lambda x: (x, None), lambda _, g: (jnp.clip(g, -0.1, 0.1),))
+
+PROGRAMS = {
+    "vmaps": layers,
+    "jit": under(lambda f, w: jax.jit(f)(w)),
+    "checkpoint": under(lambda f, w: jax.checkpoint(f)(w)),
+    "scan": under(in_scan),
+    "while": under(in_while),
+    "cond": under(lambda f, w: lax.cond(w["in"][0, 0] > 0, f, lambda w: -f(w), w)),
+    "custom_vjp": under(lambda f, w: clipped(f(w))),
+    "second derivative": under(
+        lambda f, w: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(f)(w)))
+    ),
+}
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def arguments():
+    rng = np.random.default_rng(0)
+    w = {"in": rng.normal(size=(5, 6)), "out": rng.normal(size=(6, 2))}
+    return jax.tree.map(jnp.asarray, w), jnp.asarray(rng.normal(size=(*ROWS, 5)))
+
+
+def sums(program) -> list[int]:
+    """Over how many axes each product of a program sums, those of loops included."""
+    found = []
+    for step in program.eqns:
+        if step.primitive is lax.dot_general_p:
+            found.append(len(step.params["dimension_numbers"][0][0]))
+    return found + [n for inner in core.subjaxprs(program) for n in sums(inner)]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_gradient_is_the_same_and_sums_over_one_axis(float64, name):
+    plain = jax.value_and_grad(PROGRAMS[name])
+    for here in (plain, jax.jit(plain)):
+        expected, found = here(*arguments()), with_one_sum(here)(*arguments())
+        same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12)
+        jax.tree.map(same, found, expected)
+    before = sums(jax.make_jaxpr(plain)(*arguments()).jaxpr)
+    after = sums(jax.make_jaxpr(with_one_sum(plain))(*arguments()).jaxpr)
+    assert max(before) == 2 and max(after) == 1
+    assert len(before) == len(after)
+
+
+@pytest.mark.parametrize("convolve", [downsample, upsample])
+def test_the_gradient_of_a_convolution_is_the_same(float64, convolve):
+    """Batches of images: the sum is over the image, its rows and its columns."""
+    rng = np.random.default_rng(1)
+    x = jnp.asarray(rng.normal(size=(2, 6, 4, 3)))
+    shape = (3, 3, 3, 5) if convolve is downsample else (3, 3, 5, 3)
+
+    def loss(kernel, x):
+        y = jax.vmap(lambda x: convolve(x, kernel, 2))(x)
+        return jnp.sum(jnp.sin(y)), y
+
+    kernel = jnp.asarray(rng.normal(size=shape))
+    gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    expected, found = gradient(kernel, x), with_one_sum(gradient)(kernel, x)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
+    jax.tree.map(same, found, expected)
+    program = jax.make_jaxpr(with_one_sum(gradient))(kernel, x)
+    assert max(sums(program.jaxpr)) == 1
+
+
+def test_other_products_are_left_as_they_are():
+    """Batched ones, sums over other than the leading axes, and over one."""
+
+    def several(a, b):
+        return (
+            jnp.einsum("nki,nkj->nij", a, b),
+            jnp.einsum("nki,ijn->kj", a, jnp.moveaxis(b, 0, 2)[:2]),
+            jnp.einsum("nki,knj->ij", a, jnp.swapaxes(b, 0, 1)),
+            a[0] @ b[0],
+        )
+
+    rng = np.random.default_rng(2)
+    a, b = (jnp.asarray(rng.normal(size=(2, 2, d)), "f") for d in (2, 3))
+    text = lambda f: str(jax.make_jaxpr(f)(a, b))
+    assert text(with_one_sum(several)) == text(several)
+
+
+def test_it_can_be_used_under_jit_and_differentiated(float64):
+    w, x = arguments()
+    both = jax.jit(jax.grad(with_one_sum(layers)))(w, x)
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12)
+    jax.tree.map(same, both, jax.grad(layers)(w, x))
+
+
+def test_on_other_devices_nothing_is_done(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert with_one_sum(layers) is layers
