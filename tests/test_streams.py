@@ -80,6 +80,17 @@ def test_the_mesh_and_a_restart_change_nothing():
     assert first + rest == expected
 
 
+def test_examples_are_prepared_as_they_are_read():
+    """Here words, which no batch can hold, and images of two sizes."""
+    rows = [{"word": "a", "image": np.ones((2 + i % 2, 3)) * i} for i in range(6)]
+    stream = streamed(
+        rows, batch_size=6, seed=0, prepare=lambda row: {"image": row["image"][:2]}
+    )
+    batch = stream.at(0)
+    assert batch.keys() == {"image", "step"} and batch["image"].shape == (6, 2, 3)
+    np.testing.assert_array_equal(np.sort(batch["image"][:, 0, 0]), np.arange(6))
+
+
 def test_only_what_is_near_is_read():
     """Of 10,000 examples those of the batches so far and of the few read ahead."""
     source = Numbers(10_000)
@@ -103,10 +114,12 @@ class Of(Numbers):
         (Numbers(), {"batch_size": 11}, ValueError, r"batch_size is 11.*\[1, 10\]"),
         (Numbers(), {"batch_size": 2.5}, TypeError, "float"),
         (Numbers(), {"seed": 2**32}, ValueError, "seed is 4294967296"),
-        (Of(np.zeros(3)), {}, ValueError, "dict of arrays by name"),
+        (Of(np.zeros(3)), {}, TypeError, "iterable|sequence"),
+        (Numbers(), {"prepare": lambda row: row["x"]}, ValueError, "dict of arrays"),
         (Of({"step": np.zeros(3)}), {}, ValueError, "none called 'step'"),
         (Of({"x": [[1], [2, 3]]}), {}, ValueError, "inhomogeneous"),
-        (Of({"x": {}}), {}, ValueError, "dict of arrays by name"),
+        (Of({"x": {}}), {}, ValueError, "'x' of an example is not of numbers"),
+        (Of({"x": "a word"}), {}, ValueError, "leave it out by `prepare`"),
     ],
 )
 def test_what_is_no_stream_is_refused(source, how, error, message):

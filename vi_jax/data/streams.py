@@ -1,5 +1,6 @@
 """Minibatches of data larger than memory, read while the device computes."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -15,7 +16,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Any: ...
 
 
 def streamed(
@@ -23,21 +24,24 @@ def streamed(
     *,
     batch_size: int,
     seed: int,
+    prepare: Callable[[Any], dict[str, Any]] = dict,
     mesh: Mesh | None = None,
     num_threads: int = 16,
     prefetch: int = 16,
 ) -> Batches:
     """Batches of b examples as `shuffled` gives them, read from `source` on the way.
 
-    source[i] is {name: array}, all of the same shapes; a batch holds the same names,
+    prepare(source[i]) is {name: array of numbers}, all of the same shapes, such as a
+    part of the columns and a cut-out of the image; a batch holds the same names,
     [b, ...], and "step", int32 []. The order of an epoch is a function of (seed, epoch)
     that takes no memory, another one than that of `shuffled`. `num_threads` threads
-    read `prefetch` batches ahead. With the mesh that `training.fit` gets, of several
-    processes each reads only the examples of its own devices, and the batches are the
-    same whatever the mesh. A dispatch of s steps holds s batches on the device.
+    read and prepare `prefetch` batches ahead. With the mesh that `training.fit` gets,
+    of several processes each reads only the examples of its own devices, and the
+    batches are the same whatever the mesh. A dispatch of s steps holds s batches on the
+    device.
     Raises ImportError without grain, ValueError for a batch_size outside [1, n] or that
     the mesh does not divide, a seed outside [0, 2^32), or examples that are no dict of
-    arrays or have a "step", TypeError where a number is no integer.
+    numbers or have a "step", TypeError where batch_size or seed is no integer.
     """
     try:
         import grain
@@ -45,7 +49,7 @@ def streamed(
         raise ImportError("streams need grain: pip install '.[streams]'") from error
     n = len(source)
     batch_size, seed = sizes(n, batch_size, seed, seeds=2**32)
-    _check_example(source[0])
+    _check(prepare(source[0]))
     order = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
     rows, placed = _placement(batch_size, mesh)
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
@@ -58,7 +62,7 @@ def streamed(
 
         def __getitem__(self, i: int) -> dict[str, np.ndarray]:
             step, j = divmod(i, len(rows))
-            example = source[int(order[step * batch_size + rows[j]])]
+            example = prepare(source[int(order[step * batch_size + rows[j]])])
             return {name: np.asarray(value) for name, value in example.items()}
 
     steps = grain.MapDataset.source(Mine()).batch(len(rows))
@@ -98,10 +102,15 @@ def _placement(batch_size: int, mesh: Mesh | None):
     return rows, placed
 
 
-def _check_example(example: Any) -> None:
-    arrays = isinstance(example, dict) and example and "step" not in example
-    if not arrays or any(np.asarray(a).dtype == object for a in example.values()):
+def _check(example: Any) -> None:
+    if not isinstance(example, dict) or not example or "step" in example:
         raise ValueError(
-            "an example of the source must be a dict of arrays by name, none called "
-            f"'step', got {example!r:.200}"
+            "an example must be a dict of arrays by name, none called 'step', got "
+            f"{example!r:.200}"
         )
+    for name, value in example.items():
+        if np.asarray(value).dtype.kind not in "biuf":
+            raise ValueError(
+                f"{name!r} of an example is not of numbers but {value!r:.100}: leave "
+                "it out by `prepare`, or make it one"
+            )
