@@ -60,6 +60,15 @@ PROGRAMS = {
     "while": under(in_while),
     "cond": under(lambda f, w: lax.cond(w["in"][0, 0] > 0, f, lambda w: -f(w), w)),
     "custom_vjp": under(lambda f, w: clipped(f(w))),
+    # Steps whose parameters are NamedTuples.
+    "gather and convolution": under(
+        lambda f, w: (
+            f({**w, "in": w["in"][jnp.array([0, 2, 2, 1, 4])]})
+            + jnp.sum(
+                lax.conv(w["in"][None, None], w["out"][None, None], (1, 1), "SAME")
+            )
+        )
+    ),
     "second derivative": under(
         lambda f, w: sum(jnp.sum(g**2) for g in jax.tree.leaves(jax.grad(f)(w)))
     ),

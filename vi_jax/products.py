@@ -51,8 +51,8 @@ def _run(closed: core.ClosedJaxpr, args: list) -> list:
 
 def _within(value: Any) -> Any:
     """A parameter of a step, rewritten where it is a program, such as a loop's body."""
-    if isinstance(value, tuple):
-        return tuple(_within(v) for v in value)
+    if type(value) is tuple:  # of branches; a NamedTuple is something else
+        return tuple(map(_within, value))
     # From jax 0.12 on, an open program is a closed one without constants.
     if isinstance(value, core.Jaxpr) and not isinstance(value, core.ClosedJaxpr):
         return _within(core.ClosedJaxpr(value, [])).jaxpr
