@@ -24,7 +24,7 @@ EVERYTHING = {
     *("diagnosis", "commands", "networks", "key_functions"),
     *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
     *("total_correlation", "disentangling", "evaluator"),
-    *("sequences", "decoding", "tabular", "partial", "figures"),
+    *("sequences", "decoding", "tabular", "partial", "figures", "products"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "schedules": {"types"},
     "sharding": {"types"},
     "partial": set(),
+    "products": {"types"},
     "sequences": {"types"},
     "decoding": {"types", "sequences"},
     "distributions": TOOLS,
@@ -54,7 +55,7 @@ MAY_IMPORT = {
     "maximum_likelihood": MATHS,
     "em": CORE | {"models", "maximum_likelihood"},
     "soap": TOOLS,
-    "training": TOOLS | {"soap"},
+    "training": TOOLS | {"soap", "products"},
     "aggressive": TOOLS,
     "early_stopping": set(),
     "checkpoints": TOOLS | {"training"},
@@ -81,6 +82,7 @@ OWNERS = {
     "orbax": {"checkpoints"},
     "tensorflow_datasets": {"data"},
     "matplotlib": {"figures", "plots"},
+    "grain": {"data"},
     "tensorboardX": {"runs"},
     "optax": {
         *("aggressive", "soap", "sweep", "training", "resumable", "experiment"),
