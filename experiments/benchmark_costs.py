@@ -3,6 +3,8 @@
     python -m experiments.benchmark_costs
     python -m experiments.benchmark_costs --repeats 1 --out runs/quick
 
+It needs pip install '.[bench]'.
+
 The net is that of `benchmark`. Every measurement is a process of its own, and those
 that are compared take turns. Memory is the peak of what is resident, less what was
 before the training or the evaluation began (from /proc: on Linux).
@@ -31,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-K, IMAGES = 50, 10_000
+IMAGES = 10_000
 
 
 def _resident_mib(name: str) -> float:
@@ -58,29 +60,13 @@ def _imports(what: str) -> dict:
 
 def _training(k: int, steps: int = 4, **how) -> dict:
     """The first dispatch of `steps` steps, compilation and all, beside the second."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    from experiments.benchmark_step import SEED, make_setup, vae
-    from vi_jax import bounds, objectives, training
-    from vi_jax.data import batches
+    from experiments.benchmark_step import make_setup, with_vi_jax
     from vi_jax.model import sampled_terms
 
-    num_chunks = how.pop("num_chunks", 1)
-    setup = make_setup(k, 100, steps)
-    loss = objectives.batch_loss(
-        vae(),
-        preprocess=lambda key, batch: batches.binarize_dynamic(key, batch["image"]),
-        bound=bounds.iwae,
-        num_samples=k,
-        terms=functools.partial(sampled_terms, num_chunks=num_chunks),
-        **how,
-    )
-    adam = optax.adam(1e-3)
-    state = training.init_state(jax.tree.map(jnp.array, setup.params), adam)
-    how = {"seed": SEED, "num_steps": 2 * steps, "scan_steps": steps}
-    turns = training.fit(loss, adam, state, setup.stream, **how)
+    if "num_chunks" in how:
+        chunks = {"num_chunks": how.pop("num_chunks")}
+        how["terms"] = functools.partial(sampled_terms, **chunks)
+    turns = with_vi_jax(make_setup(k, 100, steps), **how)
 
     def timed() -> dict:
         start = time.perf_counter()
@@ -171,8 +157,8 @@ def _streamed(batch_size: int = 100, steps: int = 200) -> dict:
 MEASUREMENTS: dict[str, Callable[[], dict]] = {
     "import jax, flax.linen, optax": lambda: _imports("jax, flax.linen, optax"),
     "import vi_jax": lambda: _imports("vi_jax"),
-    "first dispatch": lambda: _training(K),
-    "first dispatch, cached": lambda: _training(K),
+    "first dispatch": lambda: _training(50),
+    "first dispatch, cached": lambda: _training(50),
     "training, k = 50": lambda: _training(50),
     "training, k = 50, batch at once": lambda: _training(50, accumulate=1),
     "training, k = 500": lambda: _training(500),
@@ -193,7 +179,7 @@ def measured(name: str, cache: str) -> dict:
         # Cold by a folder that is new each time, and that the next one finds.
         env["JAX_COMPILATION_CACHE_DIR"] = cache
     argv = [sys.executable, "-m", "experiments.benchmark_costs", "measure", name]
-    done = subprocess.run(argv, env=env, check=True, capture_output=True, text=True)
+    done = subprocess.run(argv, env=env, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -60,13 +60,15 @@ def vae():
     )
 
 
-def with_vi_jax(setup: Setup) -> Iterator[float]:
+def with_vi_jax(setup: Setup, **how) -> Iterator[float]:
+    """The mean loss of each turn; `how` is for `batch_loss`."""
     loss = objectives.batch_loss(
         vae(),
         preprocess=lambda key, batch: batches.binarize_dynamic(key, batch["image"]),
         bound=bounds.iwae,
         estimator=estimators.reparam,
         num_samples=setup.k,
+        **how,
     )
     adam = optax.adam(LEARNING_RATE)
     state = training.init_state(jax.tree.map(jnp.array, setup.params), adam)

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from jax.extend import core
 
+from vi_jax import sharding, training
+from vi_jax.data import batches
 from vi_jax.networks.convolution import downsample, upsample
 from vi_jax.products import with_one_sum
 
@@ -151,6 +154,33 @@ def test_it_can_be_used_under_jit_and_differentiated(float64):
     both = jax.jit(jax.grad(with_one_sum(layers)))(w, x)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12)
     jax.tree.map(same, both, jax.grad(layers)(w, x))
+
+
+def test_training_runs_the_rewritten_gradient(monkeypatch):
+    """On one device: over a mesh a product may be split along either of its axes."""
+    found = []
+
+    def seen(f):
+        def run(*args):
+            program = jax.make_jaxpr(rewritten := with_one_sum(f))(*args)
+            found.append(
+                (max(sums(jax.make_jaxpr(f)(*args).jaxpr)), sums(program.jaxpr))
+            )
+            return rewritten(*args)
+
+        return run
+
+    monkeypatch.setattr(training, "with_one_sum", seen)
+    w, x = jax.tree.map(lambda a: jnp.asarray(a, "f"), arguments())
+    loss = lambda w, key, batch: (layers(w, x), {})
+    sgd = optax.sgd(1e-3)
+    how = {"seed": 0, "num_steps": 1, "scan_steps": 1}
+    for mesh in (None, sharding.mesh(data=1)):
+        state = training.init_state(w, sgd)
+        next(training.fit(loss, sgd, state, batches.no_data(), mesh=mesh, **how))
+        assert len(found) == 1
+    before, after = found[0]
+    assert before == 2 and max(after) == 1
 
 
 def test_on_other_devices_nothing_is_done(monkeypatch):

@@ -3,8 +3,8 @@
 A mesh has two axes, "data" for the examples of a batch and "samples" for the draws of z
 of an example. Parameters, the optimizer's state and the data set lie whole on every
 device (`data.streamed` reads a set larger than that, for each device its own part).
-Every key belongs to an example or a sample by its index, so the mesh changes
-no number but by the order of sums.
+Every key belongs to an example or a sample by its index, so the mesh changes no number
+but by the order of sums.
 
 On paper, for 784-200-200-50 with 425,000 parameters, a step of b examples and k samples
 takes b (1.3 + 1.24 k) MFLOP, and some 20 kB of memory traffic for each of b k rows of
