@@ -139,7 +139,8 @@ def test_other_products_are_left_as_they_are():
         return (
             jnp.einsum("nki,nkj->nij", a, b),
             jnp.einsum("nki,ijn->kj", a, jnp.moveaxis(b, 0, 2)[:2]),
-            jnp.einsum("nki,knj->ij", a, jnp.swapaxes(b, 0, 1)),
+            lax.dot_general(a, b, (((0, 1), (1, 0)), ((), ()))),
+            lax.dot_general(a, b, (((1, 0), (0, 1)), ((), ()))),
             a[0] @ b[0],
         )
 
