@@ -207,7 +207,7 @@ CONTENDERS = {
 
 def main(
     batch_size: int = 100,
-    scan_steps: int = 20,
+    scan_steps: int = 40,
     repeats: int = 9,
     out: Path = Path("runs/benchmark_conv"),
 ) -> None:

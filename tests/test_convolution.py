@@ -11,8 +11,12 @@ from vi_jax.networks.convolution import downsample, upsample
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 CASES = [
-    # height, width, kernel, stride: odd and even, a kernel below its stride too
+    # height, width, kernel, stride: odd and even, a kernel below its stride too, and
+    # one larger than the image
     (4, 5, 3, 1),
+    (5, 4, 4, 1),
+    (3, 4, 1, 1),
+    (2, 1, 5, 1),
     (7, 10, 3, 2),
     (8, 8, 4, 2),
     (5, 6, 5, 2),
@@ -55,24 +59,27 @@ def test_upsample_is_the_transpose_of_the_convolution(h, w, k, stride):
 
         @jax.jit
         def both(y, image):
-            ours, vjp = jax.vjp(lambda y: upsample(y, kernel, stride), y)
+            ours, vjp = jax.vjp(lambda *a: upsample(*a, stride), y, kernel)
             forward = lambda x: xla(x, kernel, stride)
             transpose = jax.linear_transpose(forward, image)(y)
-            return (ours, *vjp(image)), (*transpose, forward(image))
+            # <image, upsample(y)> = <downsample(image), y>
+            of_kernel = jax.grad(lambda k: jnp.sum(xla(image, k, stride) * y))(kernel)
+            return (ours, *vjp(image)), (*transpose, forward(image), of_kernel)
 
         for ours, expected in zip(*both(y, image), strict=True):
             np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
-def test_elsewhere_than_on_cpu_they_are_xlas_own(monkeypatch):
+@pytest.mark.parametrize("stride", [1, 2])
+def test_elsewhere_than_on_cpu_they_are_xlas_own(monkeypatch, stride):
     """The same numbers, from one operation that accelerators have a program for."""
-    x, kernel = jnp.ones((6, 7, 3)), normal(1, 3, 3, 3, 3)
+    x, kernel = normal(0, 6, 7, 3), normal(1, 3, 3, 3, 3)
     for apply in (downsample, upsample):
-        here = jax.jit(lambda x, f=apply: f(x, kernel, 2))
+        here = jax.jit(lambda x, f=apply: f(x, kernel, stride))
         on_cpu = here(x)
         assert "conv_general_dilated" not in str(here.trace(x).jaxpr)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        there = jax.jit(lambda x, f=apply: f(x, kernel, 2))
+        there = jax.jit(lambda x, f=apply: f(x, kernel, stride))
         np.testing.assert_allclose(there(x), on_cpu, rtol=1e-5, atol=1e-5)
         assert str(there.trace(x).jaxpr).count("conv_general_dilated") == 1
         monkeypatch.undo()

@@ -112,15 +112,16 @@ def test_the_gradient_is_the_same_and_sums_over_one_axis(float64, name):
     assert len(before) == len(after)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("convolve", [downsample, upsample])
-def test_the_gradient_of_a_convolution_is_the_same(float64, convolve):
+def test_the_gradient_of_a_convolution_is_the_same(float64, convolve, stride):
     """Batches of images: the sum is over the image, its rows and its columns."""
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(2, 6, 4, 3)))
     shape = (3, 3, 3, 5) if convolve is downsample else (3, 3, 5, 3)
 
     def loss(kernel, x):
-        y = jax.vmap(lambda x: convolve(x, kernel, 2))(x)
+        y = jax.vmap(lambda x: convolve(x, kernel, stride))(x)
         return jnp.sum(jnp.sin(y)), y
 
     kernel = jnp.asarray(rng.normal(size=shape))
