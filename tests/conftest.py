@@ -39,8 +39,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 # Several devices on any laptop.
 jax.config.update("jax_num_cpu_devices", 2)
-# Two workers with two BLAS threads each wait for one another on small matrices.
+# Two workers with two BLAS threads each wait for one another on small matrices; so do
+# the programs and notebooks that they start.
 threadpool_limits(1, user_api="blas")
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

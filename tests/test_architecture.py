@@ -83,6 +83,7 @@ OWNERS = {
     "tensorflow_datasets": {"data"},
     "matplotlib": {"figures", "plots"},
     "grain": {"data"},
+    "threadpoolctl": {"training"},
     "tensorboardX": {"runs"},
     "optax": {
         *("aggressive", "soap", "sweep", "training", "resumable", "experiment"),

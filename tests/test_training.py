@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.linalg
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from vi_jax import training
 from vi_jax.data import batches
@@ -110,6 +112,27 @@ def test_the_callers_state_is_not_consumed():
     state = training.init_state(PARAMS, optax.adam(0.05))
     trained(start=state)
     np.testing.assert_array_equal(state.params["offset"], np.zeros(3))
+
+
+def test_lapack_has_one_thread_in_a_step_and_what_it_had_outside():
+    """It waits for its threads while XLA's have the cores: up to 50 times as long."""
+    blas = lambda: [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
+    threads = lambda: {lib["num_threads"] for lib in blas()}
+    seen = []
+
+    def loss(params, key, batch):
+        jax.debug.callback(lambda: seen.append(threads()))
+        return noisy_loss(params, key, batch)
+
+    adam = optax.adam(0.05)
+    state = training.init_state(PARAMS, adam)
+    scipy.linalg.eigvalsh(np.eye(2))  # loads the library that JAX calls
+    with threadpool_limits(2, user_api="blas"):
+        how = {"seed": 3, "num_steps": 6, "scan_steps": 3}
+        for _ in training.fit(loss, adam, state, STREAM, **how):
+            assert threads() == {2}
+    jax.effects_barrier()
+    assert seen == 6 * [{1}]
 
 
 @pytest.mark.parametrize("leaf", [None, "offset"])
