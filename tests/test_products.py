@@ -158,6 +158,52 @@ def test_it_can_be_used_under_jit_and_differentiated(float64):
     jax.tree.map(same, both, jax.grad(layers)(w, x))
 
 
+def test_products_asked_in_bfloat16_are():
+    """Exactly those of the rounded factors, but for the sums, which are float32."""
+    rng = np.random.default_rng(3)
+    sizes = (6, 5), (3, 4, 6), (3, 4, 5)
+    w, x, g = (jnp.asarray(rng.normal(size=size), "f") for size in sizes)
+    rounded = lambda a: np.asarray(a.astype(jnp.bfloat16), float)
+
+    def products(w, x, g):
+        y, pull = jax.vjp(lambda w, x: jnp.einsum("nki,ij->nkj", x, w), w, x)
+        return y, *pull(g)
+
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        found = jax.jit(with_one_sum(products))(w, x, g)
+    a, b, c = map(rounded, (w, x, g))
+    expected = b @ a, np.einsum("nki,nkj->ij", b, c), c @ a.T
+    exact = jax.jit(products)(w, x, g)
+    for ours, short, full in zip(found, expected, exact, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, short, rtol=1e-5, atol=1e-5)
+        assert abs(ours - full).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["highest", "float32", "bfloat16", "tensorfloat32"])
+def test_other_precisions_leave_a_product_as_it_is(name):
+    """On CPU JAX's `bfloat16` is a lower bound, which float32 keeps."""
+    a = jnp.asarray(np.random.default_rng(4).normal(size=(4, 4)), "f")
+    with jax.default_matmul_precision(name):
+        product = lambda a: a @ a
+        text = lambda f: str(jax.make_jaxpr(f)(a))
+        assert text(with_one_sum(product)) == text(product)
+
+
+def test_products_that_ask_for_all_of_float32_keep_it():
+    """The knob is for training's products: those that ask for the highest have it."""
+    a = jnp.asarray(np.random.default_rng(5).normal(size=(4, 4)), "f")
+
+    @jax.default_matmul_precision("highest")
+    def full(a):
+        return a @ a
+
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        found = with_one_sum(lambda a: (full(a), a @ a))(a)
+    np.testing.assert_array_equal(found[0], full(a))
+    assert abs(found[1] - full(a)).max() > 1e-3
+
+
 def test_training_runs_the_rewritten_gradient(monkeypatch):
     """On one device: over a mesh a product may be split along either of its axes."""
     found = []

@@ -503,6 +503,14 @@ def test_going_on_with_other_versions_is_a_warning(tmp_path):
         runs.record_start(tmp_path, mnist_vae.Knobs())
 
 
+def test_going_on_in_another_precision_is_a_warning(tmp_path):
+    runs.record_start(tmp_path, mnist_vae.Knobs())
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        with pytest.warns(UserWarning, match="matmul_precision None .* BF16_BF16_F32"):
+            runs.record_start(tmp_path, mnist_vae.Knobs())
+        runs.record_start(tmp_path, mnist_vae.Knobs())  # as it was: no warning
+
+
 def test_a_second_process_in_the_folder_is_an_error(tmp_path):
     with runs.exclusive(tmp_path):
         with pytest.raises(OSError, match="another process"), runs.exclusive(tmp_path):

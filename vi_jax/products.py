@@ -1,10 +1,11 @@
-"""Matrix products that sum over several axes, as XLA runs them fastest on CPU."""
+"""Matrix products as XLA runs them fastest on CPU, and as short as they are asked."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
@@ -18,6 +19,9 @@ def with_one_sum(f: Callable) -> Callable:
     gradients of a layer under two `vmap`s, or of a convolution written as patches. XLA
     would first copy one of the two, transposed; reshaped to [r, ...] they are read
     where they lie. The results are the same up to the order of sums.
+
+    Products of precision BF16_BF16_F32 (`jax.default_matmul_precision`) are that too:
+    factors in bfloat16, sums in float32, where XLA on CPU would take float32 for both.
     """
     if jax.default_backend() != "cpu":
         return f
@@ -72,6 +76,10 @@ def _has_products(program: core.Jaxpr) -> bool:
 
 
 def _product(a: Array, b: Array, *, dimension_numbers, **how) -> Array:
+    if how["precision"] == lax.DotAlgorithmPreset.BF16_BF16_F32:
+        sums = how["preferred_element_type"] or jnp.result_type(a, b)
+        how |= {"precision": None, "preferred_element_type": sums}
+        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
     (of_a, of_b), (batch, _) = dimension_numbers
     leading = tuple(range(len(of_a)))
     if batch or len(leading) < 2 or not tuple(of_a) == tuple(of_b) == leading:

@@ -129,8 +129,8 @@ def _fits(value, hint) -> bool:
 def record_start(folder: Path, knobs) -> None:
     """Append to run.json how, with what and where the run was started or resumed.
 
-    Warns where the versions differ from those before: the run is then no longer
-    repeatable bit for bit.
+    Warns where the versions, or JAX's precision of products, differ from those before:
+    the run is then no longer repeatable bit for bit.
     """
     path = Path(folder) / "run.json"
     stored = read_json(path) if path.exists() else {"starts": []}
@@ -140,12 +140,14 @@ def record_start(folder: Path, knobs) -> None:
     ):
         raise ValueError(f"{path} is damaged: it does not hold the starts. Delete it")
     now = _circumstances(Path(inspect.getfile(type(knobs))))
-    if starts and starts[-1]["versions"] != now["versions"]:
-        warnings.warn(
-            f"{folder} was begun with {starts[-1]['versions']} and goes on with "
-            f"{now['versions']}: it may differ from a run that never stopped",
-            stacklevel=2,
-        )
+    for what in ("versions", "matmul_precision") if starts else ():
+        before = starts[-1].get(what)
+        if before != now[what]:
+            warnings.warn(
+                f"{folder} was begun with {what} {before} and goes on with "
+                f"{now[what]}: it may differ from a run that never stopped",
+                stacklevel=2,
+            )
     write_json(path, {"starts": [*starts, now]})
 
 
@@ -179,6 +181,7 @@ def _circumstances(code: Path) -> dict:
         "git_commit": _git(code, "rev-parse", "--verify", "HEAD"),
         "git_changes": _git(code, "status", "--short", "--untracked-files=no"),
         "versions": {p: _version(p) for p in PACKAGES},
+        "matmul_precision": jax.config.jax_default_matmul_precision,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "devices": [f"{d.platform}:{d.device_kind}" for d in jax.devices()],

@@ -1,0 +1,153 @@
+"""Products in bfloat16: what they do to the speed of training, and to the bound.
+
+    JAX_DEFAULT_MATMUL_PRECISION=BF16_BF16_F32 python -m experiments.mnist_conv
+    python -m experiments.precision
+
+The first is the knob, for any experiment: the products of training take their factors
+in bfloat16 and sum in float32, on CPU, GPU and TPU. Parameters, Adam, densities and
+bounds stay in float32, and so do the products of the evaluation and of SOAP, so that
+the numbers of two runs can be compared.
+
+The second trains the nets of `benchmark` (k = 1) and `benchmark_conv` on dynamic MNIST
+in both precisions, taking turns, and computes the ELBO and IWAE bound (k = 50) of test
+images at the parameters trained in float32, from the same noise: in float64, and as far
+from it as the shorter products come.
+
+Expect, on 2 cores: PLACEHOLDER.
+"""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments import benchmark_conv, benchmark_step
+from experiments.benchmark import machine
+from vi_jax import bounds, objectives, runs, training
+from vi_jax.data.images import ImageData, image_data
+from vi_jax.model import Model, log_weight, sampled_terms
+from vi_jax.products import with_one_sum
+from vi_jax.types import Array, Params
+
+PRECISIONS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
+MODELS = {"mlp": benchmark_step.vae, "convolutions": benchmark_conv.vae}
+BATCH, SCAN_STEPS, LEARNING_RATE, NUM_SAMPLES = 100, 50, 1e-3, 50
+
+
+class Trained(NamedTuple):
+    """Of one precision."""
+
+    params: Params
+    steps_per_second: list[float]  # of each dispatch but the first, which compiles
+
+
+def train(model: Model, data: ImageData, num_steps: int) -> dict[str, Trained]:
+    """The same steps from the same parameters in each precision, taking turns."""
+    adam = training.adam(LEARNING_RATE, num_steps=num_steps)
+    params = model.init(jax.random.key(0), jnp.zeros(data.mean.shape))
+    loss = objectives.batch_loss(model, preprocess=data.preprocess)
+    state = training.init_state(params, adam)
+    how = {"seed": 0, "num_steps": num_steps, "scan_steps": SCAN_STEPS}
+    steps = {p: training.fit(loss, adam, state, data.train, **how) for p in PRECISIONS}
+    last, speeds = {}, {p: [] for p in PRECISIONS}
+    for _ in range(0, num_steps, SCAN_STEPS):
+        for name, precision in PRECISIONS.items():
+            start = time.perf_counter()
+            with jax.default_matmul_precision(precision):
+                last[name], _ = next(steps[name])
+            speeds[name].append(SCAN_STEPS / (time.perf_counter() - start))
+    return {p: Trained(last[p].params, speeds[p][1:]) for p in PRECISIONS}
+
+
+def bounds_of(
+    model: Model, params: Params, x: Array, eps: Array, dtype: str
+) -> np.ndarray:
+    """ELBO and IWAE bound of every image, [n, 2], in float64, float32 or bfloat16.
+
+    x is [n, D] and eps [n, k, latents], the noise behind the samples.
+    """
+
+    def of_image(params, x, eps):
+        q = model.posterior(params, x)
+        z = q.loc + q.scale * eps
+        log_w = jax.vmap(log_weight)(sampled_terms(model, x)(params, q, z))
+        return jnp.stack([bounds.elbo(log_w), bounds.iwae(log_w)])
+
+    each = lambda params, *a: jax.lax.map(
+        lambda one: of_image(params, *one), a, batch_size=20
+    )
+    double = jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+    with double, jax.default_matmul_precision(PRECISIONS.get(dtype)):
+        cast = lambda a: jnp.asarray(
+            np.asarray(a), "f8" if dtype == "float64" else "f4"
+        )
+        args = jax.tree.map(cast, (params, x, eps))
+        return np.asarray(jax.jit(with_one_sum(each))(*args), float)
+
+
+def compare(model: Model, data: ImageData, num_steps: int, num_test: int) -> dict:
+    trained = train(model, data, num_steps)
+    rng = np.random.default_rng(0)
+    x = (data.test[:num_test] > 0).astype("f")
+    shape = model.prior(trained["float32"].params).mean().shape
+    eps = rng.standard_normal((num_test, NUM_SAMPLES, *shape), "f")
+    at = lambda params, dtype: bounds_of(model, params, x, eps, dtype)
+    exact = at(trained["float32"].params, "float64")
+    found = {}
+    for name in PRECISIONS:
+        error = at(trained["float32"].params, name) - exact
+        own = at(trained[name].params, "float64")
+        found[name] = {
+            "steps_per_second": trained[name].steps_per_second,
+            "error_mean": error.mean(0).tolist(),
+            "error_sd": error.std(0).tolist(),
+            "error_max": abs(error).max(0).tolist(),
+            "trained_in_it_over_float32": (own - exact).mean(0).tolist(),
+            "its_stderr": ((own - exact).std(0) / np.sqrt(num_test)).tolist(),
+        }
+    return {"bounds": exact.mean(0).tolist(), **found}
+
+
+def table(results: dict[str, dict]) -> str:
+    lines = [
+        "net           products   steps/s  the ELBO's error: mean, sd, max   IWAE's    "
+        "trained in it, ELBO"
+    ]
+    for net, result in results.items():
+        for name in PRECISIONS:
+            row = result[name]
+            errors = [row[f"error_{of}"] for of in ("mean", "sd", "max")]
+            elbo, iwae = (" ".join(f"{e[i]:9.1e}" for e in errors) for i in (0, 1))
+            better = row["trained_in_it_over_float32"][0]
+            lines.append(
+                f"{net:13} {name:9} {np.median(row['steps_per_second']):8.1f}  {elbo}  "
+                f"{iwae}  {better:+.2f} +- {row['its_stderr'][0]:.2f}"
+            )
+    return "\n".join(lines)
+
+
+def main(
+    steps: int = 3000, num_test: int = 1000, out: Path = Path("runs/precision")
+) -> None:
+    """Train and compare; writes precision.json.
+
+    Args:
+        steps: Training steps, a multiple of 50.
+        num_test: Test images whose bounds are compared.
+        out: Folder of precision.json.
+    """
+    data = image_data("mnist", binarize="dynamic", batch_size=BATCH, seed=0)
+    results = {n: compare(make(), data, steps, num_test) for n, make in MODELS.items()}
+    print(table(results))
+    out.mkdir(parents=True, exist_ok=True)
+    about = {"machine": machine(), "steps": steps, "num_test": num_test}
+    runs.write_json(out / "precision.json", {**about, "results": results})
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
