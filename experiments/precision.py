@@ -31,7 +31,7 @@ from experiments.benchmark import machine
 from vi_jax import bounds, objectives, runs, training
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.model import Model, log_weight, sampled_terms
-from vi_jax.products import with_one_sum
+from vi_jax.products import for_cpu
 from vi_jax.types import Array, Params
 
 PRECISIONS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
@@ -87,7 +87,7 @@ def bounds_of(
             np.asarray(a), "f8" if dtype == "float64" else "f4"
         )
         args = jax.tree.map(cast, (params, x, eps))
-        return np.asarray(jax.jit(with_one_sum(each))(*args), float)
+        return np.asarray(jax.jit(for_cpu(each))(*args), float)
 
 
 def compare(model: Model, data: ImageData, num_steps: int, num_test: int) -> dict:

@@ -11,7 +11,7 @@ from jax.extend import core
 from vi_jax import sharding, training
 from vi_jax.data import batches
 from vi_jax.networks.convolution import downsample, upsample
-from vi_jax.products import with_one_sum
+from vi_jax.products import for_cpu
 
 ROWS = (3, 4)  # of two `vmap`s
 
@@ -103,11 +103,11 @@ def sums(program) -> list[int]:
 def test_the_gradient_is_the_same_and_sums_over_one_axis(float64, name):
     plain = jax.value_and_grad(PROGRAMS[name])
     for here in (plain, jax.jit(plain)):
-        expected, found = here(*arguments()), with_one_sum(here)(*arguments())
+        expected, found = here(*arguments()), for_cpu(here)(*arguments())
         same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12)
         jax.tree.map(same, found, expected)
     before = sums(jax.make_jaxpr(plain)(*arguments()).jaxpr)
-    after = sums(jax.make_jaxpr(with_one_sum(plain))(*arguments()).jaxpr)
+    after = sums(jax.make_jaxpr(for_cpu(plain))(*arguments()).jaxpr)
     assert max(before) == 2 and max(after) == 1
     assert len(before) == len(after)
 
@@ -126,10 +126,10 @@ def test_the_gradient_of_a_convolution_is_the_same(float64, convolve, stride):
 
     kernel = jnp.asarray(rng.normal(size=shape))
     gradient = jax.grad(loss, argnums=(0, 1), has_aux=True)
-    expected, found = gradient(kernel, x), with_one_sum(gradient)(kernel, x)
+    expected, found = gradient(kernel, x), for_cpu(gradient)(kernel, x)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13)
     jax.tree.map(same, found, expected)
-    program = jax.make_jaxpr(with_one_sum(gradient))(kernel, x)
+    program = jax.make_jaxpr(for_cpu(gradient))(kernel, x)
     assert max(sums(program.jaxpr)) == 1
 
 
@@ -148,12 +148,12 @@ def test_other_products_are_left_as_they_are():
     rng = np.random.default_rng(2)
     a, b = (jnp.asarray(rng.normal(size=(2, 2, d)), "f") for d in (2, 3))
     text = lambda f: str(jax.make_jaxpr(f)(a, b))
-    assert text(with_one_sum(several)) == text(several)
+    assert text(for_cpu(several)) == text(several)
 
 
 def test_it_can_be_used_under_jit_and_differentiated(float64):
     w, x = arguments()
-    both = jax.jit(jax.grad(with_one_sum(layers)))(w, x)
+    both = jax.jit(jax.grad(for_cpu(layers)))(w, x)
     same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12)
     jax.tree.map(same, both, jax.grad(layers)(w, x))
 
@@ -170,7 +170,7 @@ def test_products_asked_in_bfloat16_are():
         return y, *pull(g)
 
     with jax.default_matmul_precision("BF16_BF16_F32"):
-        found = jax.jit(with_one_sum(products))(w, x, g)
+        found = jax.jit(for_cpu(products))(w, x, g)
     a, b, c = map(rounded, (w, x, g))
     expected = b @ a, np.einsum("nki,nkj->ij", b, c), c @ a.T
     exact = jax.jit(products)(w, x, g)
@@ -187,7 +187,7 @@ def test_other_precisions_leave_a_product_as_it_is(name):
     with jax.default_matmul_precision(name):
         product = lambda a: a @ a
         text = lambda f: str(jax.make_jaxpr(f)(a))
-        assert text(with_one_sum(product)) == text(product)
+        assert text(for_cpu(product)) == text(product)
 
 
 def test_products_that_ask_for_all_of_float32_keep_it():
@@ -199,7 +199,7 @@ def test_products_that_ask_for_all_of_float32_keep_it():
         return a @ a
 
     with jax.default_matmul_precision("BF16_BF16_F32"):
-        found = with_one_sum(lambda a: (full(a), a @ a))(a)
+        found = for_cpu(lambda a: (full(a), a @ a))(a)
     np.testing.assert_array_equal(found[0], full(a))
     assert abs(found[1] - full(a)).max() > 1e-3
 
@@ -210,7 +210,7 @@ def test_training_runs_the_rewritten_gradient(monkeypatch):
 
     def seen(f):
         def run(*args):
-            program = jax.make_jaxpr(rewritten := with_one_sum(f))(*args)
+            program = jax.make_jaxpr(rewritten := for_cpu(f))(*args)
             found.append(
                 (max(sums(jax.make_jaxpr(f)(*args).jaxpr)), sums(program.jaxpr))
             )
@@ -218,7 +218,7 @@ def test_training_runs_the_rewritten_gradient(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(training, "with_one_sum", seen)
+    monkeypatch.setattr(training, "for_cpu", seen)
     w, x = jax.tree.map(lambda a: jnp.asarray(a, "f"), arguments())
     loss = lambda w, key, batch: (layers(w, x), {})
     sgd = optax.sgd(1e-3)
@@ -233,4 +233,4 @@ def test_training_runs_the_rewritten_gradient(monkeypatch):
 
 def test_on_other_devices_nothing_is_done(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert with_one_sum(layers) is layers
+    assert for_cpu(layers) is layers

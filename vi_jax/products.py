@@ -12,10 +12,12 @@ from jax.extend import core
 from vi_jax.types import Array
 
 
-def with_one_sum(f: Callable) -> Callable:
-    """f, on CPU, with products over several leading axes written over one.
+def for_cpu(f: Callable) -> Callable:
+    """f, with its matrix products as they should run on CPU; elsewhere f itself.
 
-    sum_{n, k} a[n, k, i] b[n, k, j] = sum_r a[r, i] b[r, j] with r = (n, k): so are the
+    Products over several leading axes are written over one:
+
+    sum_{n, k} a[n, k, i] b[n, k, j] = sum_r a[r, i] b[r, j] with r = (n, k). So are the
     gradients of a layer under two `vmap`s, or of a convolution written as patches. XLA
     would first copy one of the two, transposed; reshaped to [r, ...] they are read
     where they lie. The results are the same up to the order of sums.

@@ -17,7 +17,7 @@ import threadpoolctl
 from jax.sharding import Mesh
 
 from vi_jax import sharding
-from vi_jax.products import with_one_sum
+from vi_jax.products import for_cpu
 from vi_jax.soap import scale_by_soap
 from vi_jax.types import Array, Batch, LossFn, Metrics, Params
 
@@ -178,7 +178,7 @@ def _make_dispatches(
 ):
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if mesh is None:
-        value_and_grad = with_one_sum(value_and_grad)
+        value_and_grad = for_cpu(value_and_grad)
 
     def gradient(state: TrainState, resident, travelling):
         batch = sharding.split(batches.gather(resident, travelling), "data")
