@@ -63,9 +63,13 @@ def _in_place(x: Array, kernel: Array, *, before: int) -> Array:
     step of `experiments.benchmark_conv` 1.1 times as fast.
     """
     k, _, c, o = kernel.shape
-    patches = [_moved(x, 0, before - j) for j in range(k)]
+    zero = jnp.zeros((), x.dtype)
+    # A sum of padded arrays is one loop; XLA copies the parts of a concatenation twice.
+    right = lambda j: (before - j, j - before, 0)
+    part = lambda j: (j * c, (k - 1 - j) * c, 0)
+    patches = sum(lax.pad(x, zero, ((0, 0, 0), right(j), part(j))) for j in range(k))
     weights = jnp.moveaxis(kernel, 0, 2).reshape(k * c, k * o)
-    taps = jnp.split(jnp.concatenate(patches, axis=-1) @ weights, k, axis=-1)
+    taps = jnp.split(patches @ weights, k, axis=-1)
     return sum(_moved(tap, before - i, 0) for i, tap in enumerate(taps))
 
 
