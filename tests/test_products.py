@@ -198,10 +198,13 @@ def test_products_that_ask_for_all_of_float32_keep_it():
     def full(a):
         return a @ a
 
+    # `lax.dot`, as in Linen's layers, does not say of what type its result is.
     with jax.default_matmul_precision("BF16_BF16_F32"):
-        found = for_cpu(lambda a: (full(a), a @ a))(a)
+        found = for_cpu(lambda a: (full(a), a @ a, lax.dot(a, a)))(a)
     np.testing.assert_array_equal(found[0], full(a))
+    np.testing.assert_array_equal(found[1], found[2])
     assert abs(found[1] - full(a)).max() > 1e-3
+    assert {y.dtype for y in found} == {jnp.dtype("float32")}
 
 
 def test_training_runs_the_rewritten_gradient(monkeypatch):
