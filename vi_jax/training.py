@@ -193,7 +193,8 @@ def _make_dispatches(
 
     def trusting_step(state: TrainState, resident, travelling):
         metrics, grads = gradient(state, resident, travelling)
-        return move(state, grads), _totals(metrics, jnp.isfinite(metrics["loss"]))
+        new = move(state, _whole(grads))
+        return new, _totals(metrics, jnp.isfinite(metrics["loss"]))
 
     def guarded_step(carry, resident, travelling):
         state, health = carry
@@ -212,6 +213,19 @@ def _make_dispatches(
 
     guarded = functools.partial(_repeat, guarded_step)
     return _Dispatches(sharding.jit(trusting, mesh), sharding.jit(guarded, mesh))
+
+
+def _whole(grads: Params) -> Params:
+    """grads, but all nan where the first entry of a leaf is not finite.
+
+    So that no parameter moves before the backward pass is over: where one may, XLA on
+    CPU copies it first for the products that still read it, in every step. (A barrier
+    would say so better, but is gone by then.) With it the small nets of the benchmarks
+    made 1.02 to 1.04 times the steps.
+    """
+    first = [jnp.isfinite(g.ravel()[0]) for g in jax.tree.leaves(grads) if g.size]
+    finite = jnp.all(jnp.array(first, bool))
+    return jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
 
 
 def _totals(metrics: Metrics, counts: Array) -> Metrics:

@@ -69,8 +69,9 @@ def _in_place(x: Array, kernel: Array, *, before: int) -> Array:
     part = lambda j: (j * c, (k - 1 - j) * c, 0)
     patches = sum(lax.pad(x, zero, ((0, 0, 0), right(j), part(j))) for j in range(k))
     weights = jnp.moveaxis(kernel, 0, 2).reshape(k * c, k * o)
-    taps = jnp.split(patches @ weights, k, axis=-1)
-    return sum(_moved(tap, before - i, 0) for i, tap in enumerate(taps))
+    taps = patches @ weights
+    of_row = lambda i: taps[..., i * o : (i + 1) * o]
+    return sum(_moved(of_row(i), before - i, 0) for i in range(k))
 
 
 def _padding(k: int, stride: int, size: int) -> tuple[int, int, int]:
@@ -102,8 +103,7 @@ def _overlapped(taps: Array, k: int, stride: int) -> Array:
     s, a phase, take the same taps, at places moved alike.
     """
     h, w, _ = taps.shape
-    # `split`, not an index: the gradient of many slices is a sum of padded arrays, that
-    # of a split one concatenation.
+    # The gradient of a split is one concatenation: of so many parts, faster than a sum.
     parts = jnp.split(taps, k * k, axis=-1)
     first = _padding(k, stride, stride)[1]  # of any multiple of the stride
     moves = [divmod(i - first, stride) for i in range(k)]  # (places, phase)
