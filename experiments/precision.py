@@ -33,9 +33,9 @@ import tyro
 from experiments import benchmark_conv, benchmark_step
 from experiments.benchmark import machine
 from vi_jax import bounds, objectives, runs, training
+from vi_jax.cpu import for_cpu
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.model import Model, log_weight, sampled_terms
-from vi_jax.products import for_cpu
 from vi_jax.types import Array, Params
 
 PRECISIONS = {"float32": None, "bfloat16": "BF16_BF16_F32"}

@@ -47,7 +47,7 @@ RECIPES = {
     },
     "beta_tcvae": {"strength": 4.0},
     "capacity": {"strength": 25.0},
-    "factor_vae": {"strength": 10.0},
+    "factor_vae": {"strength": 35.0},
     "dip_vae_i": {"strength": 5.0},
     "dip_vae_ii": {"strength": 5.0},
     "info_vae": {"strength": 1000.0},

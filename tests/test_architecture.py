@@ -24,7 +24,7 @@ EVERYTHING = {
     *("diagnosis", "commands", "networks", "key_functions"),
     *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
     *("total_correlation", "disentangling", "evaluator"),
-    *("sequences", "decoding", "tabular", "partial", "figures", "products"),
+    *("sequences", "decoding", "tabular", "partial", "figures", "cpu"),
 }
 MAY_IMPORT = {
     "types": set(),
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "schedules": {"types"},
     "sharding": {"types"},
     "partial": set(),
-    "products": {"types"},
+    "cpu": {"types"},
     "sequences": {"types"},
     "decoding": {"types", "sequences"},
     "distributions": TOOLS,
@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "maximum_likelihood": MATHS,
     "em": CORE | {"models", "maximum_likelihood"},
     "soap": TOOLS,
-    "training": TOOLS | {"soap", "products"},
+    "training": TOOLS | {"soap", "cpu"},
     "aggressive": TOOLS,
     "early_stopping": set(),
     "checkpoints": TOOLS | {"training"},

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vi_jax import sharding
+from vi_jax.cpu import for_cpu
 from vi_jax.data.batches import padded
 from vi_jax.evaluation import LogLikelihood, log_likelihood
 from vi_jax.model import Model
@@ -85,7 +86,7 @@ def over_examples(
         given = sharding.spread((keys, *rows), mesh)
         return jax.vmap(lambda key, x, c: one(params, key, x, c))(*given)
 
-    some = sharding.jit(some, mesh)
+    some = sharding.jit(some if mesh else for_cpu(some), mesh)
 
     def each(
         params: Params,

@@ -17,7 +17,7 @@ import threadpoolctl
 from jax.sharding import Mesh
 
 from vi_jax import sharding
-from vi_jax.products import for_cpu
+from vi_jax.cpu import for_cpu
 from vi_jax.soap import scale_by_soap
 from vi_jax.types import Array, Batch, LossFn, Metrics, Params
 

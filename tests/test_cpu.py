@@ -1,4 +1,4 @@
-"""Products over several axes written over one: the same results, in any program."""
+"""Products over one axis, random bits in one pass: the same results, in any program."""
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +9,9 @@ from jax import lax
 from jax.extend import core
 
 from vi_jax import sharding, training
+from vi_jax.cpu import for_cpu
 from vi_jax.data import batches
 from vi_jax.networks.convolution import downsample, upsample
-from vi_jax.products import for_cpu
 
 ROWS = (3, 4)  # of two `vmap`s
 
@@ -237,3 +237,70 @@ def test_training_runs_the_rewritten_gradient(monkeypatch):
 def test_on_other_devices_nothing_is_done(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert for_cpu(layers) is layers
+
+
+DRAWS = {
+    "bits": lambda key: jax.random.bits(key, (5, 3)),
+    "one": lambda key: jax.random.bits(key),
+    "none": lambda key: jax.random.bits(key, (0, 2)),
+    "bytes": lambda key: jax.random.bits(key, (7,), jnp.uint8),
+    "normal": lambda key: jax.random.normal(key, (64, 33)),
+    "coins": lambda key: jax.random.bernoulli(key, 0.3, (100,)),
+    "classes": lambda key: jax.random.categorical(key, jnp.zeros((4, 9))),
+    "gamma": lambda key: jax.random.gamma(key, jnp.array([0.5, 3.0, 10.0])),
+    "poisson": lambda key: jax.random.poisson(key, 3.0, (20,)),
+    "of many keys": lambda key: jax.vmap(lambda k: jax.random.normal(k, (6,)))(
+        jax.random.split(key, (3, 4)).reshape(-1)
+    ),
+    "of a grid of keys": lambda key: jax.vmap(jax.vmap(jax.random.uniform))(
+        jax.random.split(key, (3, 4))
+    ),
+    "in a scan": lambda key: lax.scan(
+        lambda k, _: (jax.random.fold_in(k, 1), jax.random.normal(k, (5,))),
+        key,
+        length=3,
+    )[1],
+}
+
+
+OTHER = [("rbg", name) for name in DRAWS if name != "poisson"]  # of threefry only
+
+
+@pytest.mark.parametrize(
+    ("impl", "name"), [*(("threefry2x32", n) for n in DRAWS), *OTHER]
+)
+def test_every_draw_is_that_of_jax(impl, name):
+    draw, key = DRAWS[name], jax.random.key(7, impl=impl)
+    with jax.debug_key_reuse(False):
+        found, expected = jax.jit(for_cpu(draw))(key), jax.jit(draw)(key)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_other_way_to_count_is_left_as_it_is():
+    draw, key = lambda key: jax.random.bits(key, (9,)), jax.random.key(0)
+    with jax.debug_key_reuse(False):
+        with jax.threefry_partitionable(False):
+            found = jax.jit(for_cpu(draw))(key)
+            np.testing.assert_array_equal(found, draw(key))
+        assert np.any(found != draw(key))
+
+
+def test_a_key_that_is_used_twice_is_still_found():
+    twice = lambda key: jax.random.normal(key) + jax.random.uniform(key)
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(for_cpu(twice))(jax.random.key(0))
+
+
+def test_random_bits_are_drawn_once_and_without_a_loop():
+    """What the rewriting is for: one branch, no `while`, whatever reads the bits."""
+
+    def draw(key):
+        z = jax.random.normal(key, (1000,))
+        return jnp.sum(z), jnp.sum(z**2), jnp.max(z)
+
+    key = jax.random.key(0)
+    compiled = lambda f: jax.jit(f).lower(key).compile().as_text()
+    with jax.debug_key_reuse(False):
+        assert " while(" in compiled(draw)
+        text = compiled(for_cpu(draw))
+    assert " while(" not in text and text.count(" conditional(") == 1
