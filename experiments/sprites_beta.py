@@ -1,7 +1,7 @@
 """beta-VAE, beta-TCVAE and others on sprites with known factors, and their scores.
 
     python -m experiments.sprites_beta --objective beta_tcvae --seed 0
-    python -m experiments.sprites_beta --objective factor_vae --strength 6.4
+    python -m experiments.sprites_beta --objective factor_vae --strength 35
     python -m experiments.sprites_table train --objective beta_vae --seeds 0 1 2
 
 64 x 64 images of dSprites' five factors, drawn in the compiled step. The decoder is a
