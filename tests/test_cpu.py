@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.extend import core
 
-from vi_jax import sharding, training
+from vi_jax import evaluator, sharding, training
 from vi_jax.cpu import for_cpu
 from vi_jax.data import batches
 from vi_jax.networks.convolution import downsample, upsample
@@ -232,6 +232,21 @@ def test_training_runs_the_rewritten_gradient(monkeypatch):
         assert len(found) == 1
     before, after = found[0]
     assert before == 2 and max(after) == 1
+
+
+def test_evaluation_runs_the_rewritten_program(monkeypatch):
+    """On one device, likewise."""
+    found = []
+    monkeypatch.setattr(evaluator, "for_cpu", lambda f: found.append(f) or for_cpu(f))
+    one = lambda params, key, x, c: params * x + jax.random.normal(key)
+    x = np.arange(6.0, dtype="f")
+    plain = evaluator.over_examples(one, progress=False, mesh=sharding.mesh(data=1))
+    expected = plain(2.0, x)
+    assert not found
+    np.testing.assert_array_equal(
+        evaluator.over_examples(one, progress=False)(2.0, x), expected
+    )
+    assert len(found) == 1
 
 
 def test_on_other_devices_nothing_is_done(monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -105,6 +106,10 @@ def test_the_beta_of_a_run_follows_its_path():
     assert [float(beta(t)) for t in (0, 5, 10, 20)] == [4.0, 10.0, 16.0, 4.0]
     with pytest.raises(ValueError, match="must end at 4"):
         sprites_beta.build(dataclasses.replace(knobs, beta_path=(4.0, 2.0)))
+
+
+def test_every_objective_has_a_recipe():
+    assert set(sprites_table.RECIPES) == set(get_args(sprites_beta.Objective))
 
 
 def test_the_table_has_means_and_errors_over_seeds(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """The training loop: pure in (seed, step), and never harmed by what is not finite."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -112,6 +114,25 @@ def test_the_callers_state_is_not_consumed():
     state = training.init_state(PARAMS, optax.adam(0.05))
     trained(start=state)
     np.testing.assert_array_equal(state.params["offset"], np.zeros(3))
+
+
+def test_no_parameter_is_copied_in_a_step():
+    """A dispatch copies each array of the state once, before its first step."""
+
+    def loss(params, key, batch):
+        h = batch["x"]
+        for kernel in params:
+            h = jnp.tanh(h @ kernel)
+        return jnp.mean(h**2), {}
+
+    adam, params = optax.adam(1e-3), [jnp.ones((60, 60))] * 3
+    stream = batches.shuffled({"x": np.ones((50, 60), "f")}, batch_size=8, seed=1)
+    run = training._make_dispatches(loss, adam, stream, 0, 10, None).trusting
+    travelling = training._stack([stream.at(i) for i in range(4)], 4)
+    state = training.init_state(params, adam)
+    text = run.lower(state, stream.resident, travelling, 4).compile().as_text()
+    # Parameters and Adam's two moments.
+    assert len(re.findall(r"f32\[60,60\]\S* copy\(", text)) == 3 * len(params)
 
 
 def test_lapack_has_one_thread_in_a_step_and_what_it_had_outside():
