@@ -13,10 +13,10 @@ in both precisions, taking turns, and computes the ELBO and IWAE bound (k = 50) 
 images at the parameters trained in float32, from the same noise: in float64, and as far
 from it as the shorter products come.
 
-Expect, on 2 cores of a CPU with AVX512-BF16: 1.12 times the steps of the net of dense
+Expect, on 2 cores of a CPU with AVX512-BF16: 1.20 times the steps of the net of dense
 layers and 1.18 of the convolutional one; a bound that is off by 0.002 +- 0.027 and
-0.005 +- 0.065 nats (mean and deviation over images; 0.4 at most), where products in
-float32 are by 1e-5; and after 3,000 steps as good a model, +0.26 +- 0.06 and +0.04 +-
+0.006 +- 0.060 nats (mean and deviation over images; 0.5 at most), where products in
+float32 are by 1e-5; and after 3,000 steps as good a model, +0.12 +- 0.06 and +0.24 +-
 0.10 nats of ELBO.
 """
 
