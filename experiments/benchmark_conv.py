@@ -19,7 +19,6 @@ fall before anything is timed. They take turns in one process.
 
 import functools
 import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,7 @@ import tyro
 from jax import lax
 
 from experiments.benchmark import compare, in_words, machine
+from experiments.benchmark_peers import torch_device
 from vi_jax import (
     likelihoods,
     models,
@@ -153,10 +153,10 @@ def with_pytorch(setup: Setup) -> Iterator[float]:
     import torch
     from torch.nn import functional as F
 
-    torch.set_num_threads(os.cpu_count())
-    torch.manual_seed(0)
-    images = torch.from_numpy(setup.stream.resident["image"]).reshape(-1, 1, 28, 28)
-    leaf = lambda a: torch.from_numpy(np.array(a)).contiguous().requires_grad_()
+    device = torch_device()
+    images = torch.from_numpy(setup.stream.resident["image"]).to(device)
+    images = images.reshape(-1, 1, 28, 28)
+    leaf = lambda a: torch.from_numpy(np.array(a)).contiguous().to(device)
     as_dense = lambda p: (leaf(np.transpose(p["kernel"])), leaf(p["bias"]))
     # [k, k, c, o] to [o, c, k, k]; that of a transposed one has o and c changed round.
     as_conv = lambda p: (leaf(np.transpose(p["kernel"], (3, 2, 0, 1))), leaf(p["bias"]))
@@ -164,9 +164,9 @@ def with_pytorch(setup: Setup) -> Iterator[float]:
     convs = lambda net: [as_conv(net[f"Conv_{i}"]) for i in range(3)]
     nets = [setup.params[name] for name in ("posterior", "likelihood")]
     (down, inward), (up, outward) = [(convs(net), dense(net)) for net in nets]
-    adam = torch.optim.Adam(
-        jax.tree.leaves((down, inward, up, outward)), LEARNING_RATE, fused=True
-    )
+    leaves = jax.tree.leaves((down, inward, up, outward))
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    adam = torch.optim.Adam(leaves, LEARNING_RATE, fused=True)
 
     def loss(image):
         h = x = (255 * torch.rand(image.shape) < image).float()
@@ -189,7 +189,8 @@ def with_pytorch(setup: Setup) -> Iterator[float]:
         losses = []
         for _ in range(setup.scan_steps):
             adam.zero_grad()
-            value = loss(images[torch.from_numpy(setup.stream.at(t)["index"])])
+            rows = torch.from_numpy(setup.stream.at(t)["index"])
+            value = loss(images[rows.to(device)])
             value.backward()
             adam.step()
             losses.append(value.detach())

@@ -52,29 +52,44 @@ def with_numpyro(setup: Setup) -> Iterator[float]:
 def with_pytorch(setup: Setup, *, compiled: bool = False) -> Iterator[float]:
     import torch
 
-    leaf = lambda a: torch.from_numpy(a.T.copy()).requires_grad_()  # as in nn.Linear
+    device = torch_device()
+    # As in nn.Linear.
+    leaf = lambda a: torch.from_numpy(a.T.copy()).to(device).requires_grad_()
     layers = jax.tree.map(leaf, setup.layers)
-    of_batch = torch.compile(pytorch_loss) if compiled else pytorch_loss
+    # With CUDA graphs, without which a GPU waits for the host.
+    how = {"mode": "reduce-overhead"} if device == "cuda" else {}
+    of_batch = torch.compile(pytorch_loss, **how) if compiled else pytorch_loss
     loss = lambda image: of_batch(layers, image, setup.k)
     return torch_turns(setup, loss, jax.tree.leaves(layers))
+
+
+def torch_device() -> str:
+    """PyTorch set to the kind of device that JAX has, with products as exact."""
+    import torch
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    torch.set_default_device(device)
+    torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(SEED)
+    return device
 
 
 def torch_turns(setup: Setup, loss: Callable, parameters) -> Iterator[float]:
     """The mean loss of each turn of Adam on `loss(image) -> tensor`."""
     import torch
 
-    torch.set_num_threads(os.cpu_count())
-    torch.manual_seed(SEED)
-    images = torch.from_numpy(setup.stream.resident["image"])
+    device = torch_device()
+    images = torch.from_numpy(setup.stream.resident["image"]).to(device)
     adam = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
     for _, index in turns(setup):
         losses = []
-        for rows in torch.from_numpy(index):
+        for rows in torch.from_numpy(index).to(device):
             adam.zero_grad()
             value = loss(images[rows])
             value.backward()
             adam.step()
-            losses.append(value.detach())
+            losses.append(value.detach().clone())  # CUDA graphs write to one place
         yield float(torch.stack(losses).mean())
 
 
@@ -104,12 +119,14 @@ def with_pythae(setup: Setup) -> Iterator[float]:
     from pythae.models.base.base_utils import ModelOutput
     from pythae.models.nn import BaseDecoder, BaseEncoder
 
+    device = torch_device()
+
     def dense(layers, last):
         parts = []
         for kernel, bias in layers:
             linear = torch.nn.Linear(*kernel.shape)
-            linear.weight.data = torch.from_numpy(kernel.T.copy())
-            linear.bias.data = torch.from_numpy(bias.copy())
+            linear.weight.data = torch.from_numpy(kernel.T.copy()).to(device)
+            linear.bias.data = torch.from_numpy(bias.copy()).to(device)
             parts += [linear, torch.nn.Tanh()]
         return torch.nn.Sequential(*parts[:-1], *last)
 

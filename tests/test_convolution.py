@@ -70,6 +70,7 @@ def test_upsample_is_the_transpose_of_the_convolution(h, w, k, stride):
             np.testing.assert_allclose(ours, expected, atol=1e-12)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="begins on a CPU")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_elsewhere_than_on_cpu_they_are_xlas_own(monkeypatch, stride):
     """The same numbers, from one operation that accelerators have a program for."""

@@ -13,6 +13,10 @@ from vi_jax.cpu import for_cpu
 from vi_jax.data import batches
 from vi_jax.networks.convolution import downsample, upsample
 
+pytestmark = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="elsewhere programs stay as they are"
+)
+
 ROWS = (3, 4)  # of two `vmap`s
 
 

@@ -110,6 +110,32 @@ def test_fit_compiles_once_though_the_last_dispatch_is_shorter():
     assert len(traces) == 2 * once
 
 
+def test_on_a_gpu_the_loop_knows_its_length_and_counts_the_same(monkeypatch):
+    on_cpu, metrics = trained(num_steps=25)
+    known = []
+    make = training._make_dispatches
+
+    def watched(*args):
+        trusting, guarded = make(*args)
+        see = lambda *given: (known.append(given[-1] is None), trusting(*given))[1]
+        return training._Dispatches(see, guarded)
+
+    monkeypatch.setattr(training, "_make_dispatches", watched)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    other, again = trained(num_steps=25)
+    assert known == [True, True, False]
+    chex.assert_trees_all_close(other.params, on_cpu.params, rtol=1e-5)
+    for a, b in zip(again, metrics, strict=True):
+        chex.assert_trees_all_close(a, b, rtol=1e-5)
+    # A loop of unknown length is a `while`, of a known one a `scan`.
+    run = make(noisy_loss, optax.adam(0.05), STREAM, 3, 10, None).trusting
+    travelling = training._stack([STREAM.at(i) for i in range(4)], 4)
+    state = training.init_state(PARAMS, optax.adam(0.05))
+    program = lambda n: str(jax.make_jaxpr(run)(state, STREAM.resident, travelling, n))
+    assert "length=4" in program(None) and "while[" not in program(None)
+    assert "while[" in program(4)
+
+
 def test_the_callers_state_is_not_consumed():
     state = training.init_state(PARAMS, optax.adam(0.05))
     trained(start=state)

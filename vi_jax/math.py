@@ -39,12 +39,14 @@ def soft_bound(a: Array, bound: float) -> Array:
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """sum of x log s(logits) + (1 - x) log s(-logits), [] for any event shape.
 
-    Written as min(l, 0) - (1 - x) l - log1p(exp(-|l|)): finite for every finite logit,
-    exact where one of the outcomes is certain, and right for x between 0 and 1.
+    Written as x l - log1p(e^l) for l < 0 and (x - 1) l - log1p(e^-l) for others: finite
+    for every finite logit, exact where one of the outcomes is certain, and right for x
+    between 0 and 1.
     """
-    # The derivative of abs at 0 is 1: the other kink must take the same side there.
-    below = jnp.where(logits < 0, logits, 0.0)
-    return jnp.sum(below - (1 - x) * logits - jnp.log1p(jnp.exp(-abs(logits))))
+    # The derivative of abs at 0 is 1: the choice must take the same side there. That it
+    # comes last keeps the logarithm from a backend of XLA on CPU whose one is slower.
+    rest = jnp.log1p(jnp.exp(-abs(logits)))
+    return jnp.sum(jnp.where(logits < 0, x * logits - rest, (x - 1) * logits - rest))
 
 
 def exp_remainder(x: Array) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import threadpoolctl
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
 from vi_jax import sharding
@@ -169,6 +170,7 @@ def _next_health(health: _Health, bad: Array, step: Array, limit: int) -> _Healt
 class _Dispatches(NamedTuple):
     """Many steps in one program, at full speed or with a look at every gradient."""
 
+    # n is the number of steps, None for as many as are travelling.
     trusting: Callable  # (state, resident, travelling, n) -> (state, totals, sound)
     guarded: Callable  # ((state, health), resident, ...) -> ((state, health), totals)
 
@@ -208,15 +210,14 @@ def _make_dispatches(
 
     def trusting(state: TrainState, resident, travelling, n):
         new, totals = _repeat(trusting_step, state, resident, travelling, n)
-        sound = _is_finite(new, state) & (totals["steps"] == n)
-        return new, totals, sound
+        return new, totals, _is_finite(new, state)
 
     guarded = functools.partial(_repeat, guarded_step)
     return _Dispatches(sharding.jit(trusting, mesh), sharding.jit(guarded, mesh))
 
 
 def _whole(grads: Params) -> Params:
-    """grads, but all nan where the first entry of a leaf is not finite.
+    """grads, but on CPU all nan where the first entry of a leaf is not finite.
 
     So that the optimizer begins when the backward pass is over: where it may begin
     before, XLA on CPU copies parameters for the products that still read them, in every
@@ -224,6 +225,8 @@ def _whole(grads: Params) -> Params:
     benchmarks make 1.02 to 1.03 times the steps so; at the end of the step, on updates
     instead of gradients, it was worth nothing at k = 1.
     """
+    if jax.default_backend() != "cpu":
+        return grads
     first = [jnp.isfinite(g.ravel()[0]) for g in jax.tree.leaves(grads) if g.size]
     finite = jnp.all(jnp.array(first, bool))
     return jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
@@ -241,23 +244,27 @@ def _is_finite(new: TrainState, old: TrainState) -> Array:
     return jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(same, new, old))))
 
 
-def _repeat(step: Callable, carry, resident, travelling, n):
+def _repeat(step: Callable, carry, resident, travelling, n: Array | None):
     """n times `step(carry, resident, now) -> (carry, metrics)`, metrics added up."""
     first = jax.tree.map(lambda a: a[0], travelling)
-    if jax.tree.leaves(travelling)[0].shape[0] == 1:
+    length = jax.tree.leaves(travelling)[0].shape[0]
+    if length == 1:
         # No loop: on CPU a convolution inside one would lose its threads.
         return step(carry, resident, first)
     shapes = jax.eval_shape(step, carry, resident, first)[1]
-    totals = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    # In one vector: on a GPU each addition of its own costs a microsecond.
+    totals, as_tree = ravel_pytree(zeros)
 
     def body(i, state):
         carry, totals = state
         now = jax.tree.map(lambda a: a[i], travelling)
         carry, more = step(carry, resident, now)
-        return carry, jax.tree.map(jnp.add, totals, more)
+        return carry, totals + ravel_pytree(more)[0]
 
-    # A trip count that is data: the shorter, last dispatch compiles nothing new.
-    return jax.lax.fori_loop(0, n, body, (carry, totals))
+    length = length if n is None else n
+    carry, totals = jax.lax.fori_loop(0, length, body, (carry, totals))
+    return carry, as_tree(totals)
 
 
 def fit(
@@ -304,11 +311,14 @@ def fit(
     while step < num_steps:
         n = min(scan_steps - step % scan_steps, num_steps - step)
         travelling = _stack([batches.at(step + i) for i in range(n)], scan_steps)
-        given = (resident, travelling, n)
+        # A number of steps that is data: the shorter, last dispatch compiles nothing
+        # new. But a GPU would ask the host after each step whether it was the last.
+        known = n == scan_steps and jax.default_backend() == "gpu"
+        given = (resident, travelling, None if known else n)
         with sharding.over(mesh), one_blas_thread():
             new, totals, sound = dispatches.trusting(state, *given)
             totals, sound = jax.device_get((totals, sound))  # the only wait
-            if sound:
+            if sound and totals["steps"] == n:
                 state, health = new, healthy
             else:
                 (state, health), totals = dispatches.guarded((state, health), *given)

@@ -224,7 +224,7 @@ def test_sprite_data():
     batch = data.train.gather({}, data.train.at(0))
     x = data.preprocess(jax.random.key(0), batch)
     assert x.dtype == jnp.float32
-    np.testing.assert_array_equal(x, np.asarray(batch["image"]) / 255)
+    np.testing.assert_allclose(x, np.asarray(batch["image"]) / 255, rtol=1e-6)
     # The expected ink: the mean area, (64 / 32)^2 pixels of 64 x 64 a pixel.
     scales = 0.5 + np.arange(6) / 10
     ink = np.mean(AREAS) * np.mean(scales**2) / 4
