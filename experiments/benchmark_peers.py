@@ -102,10 +102,10 @@ def pytorch_loss(layers, image, k: int):
             h = torch.tanh(F.linear(h, *layer))
         return F.linear(h, *layers[-1])
 
-    x = (255 * torch.rand(image.shape) < image).float()
+    x = (255 * torch.rand(image.shape, device=image.device) < image).float()
     loc, h = mlp(layers[0], x).chunk(2, -1)
     log_scale = 0.5 * h
-    eps = torch.randn(k, *loc.shape)
+    eps = torch.randn(k, *loc.shape, device=image.device)
     z = loc + torch.exp(log_scale) * eps
     logits, x = mlp(layers[1], z), x.expand(k, -1, -1)
     log_lik = -F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)

@@ -39,14 +39,12 @@ def soft_bound(a: Array, bound: float) -> Array:
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """sum of x log s(logits) + (1 - x) log s(-logits), [] for any event shape.
 
-    Written as x l - log1p(e^l) for l < 0 and (x - 1) l - log1p(e^-l) for others: finite
-    for every finite logit, exact where one of the outcomes is certain, and right for x
-    between 0 and 1.
+    Written as (x - 1/2) l - |l| / 2 - log1p(exp(-|l|)): finite for every finite logit,
+    exact where one of the outcomes is certain, and right for x between 0 and 1. Its
+    derivative at 0 is right whatever that of abs is there.
     """
-    # The derivative of abs at 0 is 1: the choice must take the same side there. That it
-    # comes last keeps the logarithm from a backend of XLA on CPU whose one is slower.
-    rest = jnp.log1p(jnp.exp(-abs(logits)))
-    return jnp.sum(jnp.where(logits < 0, x * logits - rest, (x - 1) * logits - rest))
+    size = abs(logits)
+    return jnp.sum((x - 0.5) * logits - 0.5 * size - jnp.log1p(jnp.exp(-size)))
 
 
 def exp_remainder(x: Array) -> Array:
