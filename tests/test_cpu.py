@@ -162,26 +162,39 @@ def test_it_can_be_used_under_jit_and_differentiated(float64):
     jax.tree.map(same, both, jax.grad(layers)(w, x))
 
 
-def test_products_asked_in_bfloat16_are():
+@pytest.mark.parametrize("rows", [(3, 4), (12,), (20, 25), (500,)])
+@pytest.mark.parametrize("widths", [(6, 5), (5, 6), (1, 3)])
+def test_products_asked_in_bfloat16_are(rows, widths):
     """Exactly those of the rounded factors, but for the sums, which are float32."""
     rng = np.random.default_rng(3)
-    sizes = (6, 5), (3, 4, 6), (3, 4, 5)
+    sizes = widths, (*rows, widths[0]), (*rows, widths[1])
     w, x, g = (jnp.asarray(rng.normal(size=size), "f") for size in sizes)
     rounded = lambda a: np.asarray(a.astype(jnp.bfloat16), float)
+    of_w = lambda tensordot, x, g: tensordot(x, g, axes=[[*range(len(rows))]] * 2)
 
     def products(w, x, g):
-        y, pull = jax.vjp(lambda w, x: jnp.einsum("nki,ij->nkj", x, w), w, x)
-        return y, *pull(g)
+        y, pull = jax.vjp(lambda w, x: jnp.einsum("...i,ij->...j", x, w), w, x)
+        # Both ways round, since XLA takes a transposition into the product.
+        return y, *pull(g), of_w(jnp.tensordot, x, g), of_w(jnp.tensordot, g, x)
 
     with jax.default_matmul_precision("BF16_BF16_F32"):
         found = jax.jit(for_cpu(products))(w, x, g)
     a, b, c = map(rounded, (w, x, g))
-    expected = b @ a, np.einsum("nki,nkj->ij", b, c), c @ a.T
+    expected = [b @ a, of_w(np.tensordot, b, c), c @ a.T]
+    expected += [expected[1], expected[1].T]
     exact = jax.jit(products)(w, x, g)
     for ours, short, full in zip(found, expected, exact, strict=True):
         assert ours.dtype == jnp.float32
-        np.testing.assert_allclose(ours, short, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours, short, rtol=1e-5, atol=3e-5)
         assert abs(ours - full).max() > 1e-3
+
+
+def test_a_factor_is_rounded_once_for_all_products_that_read_it():
+    """Else XLA may take the same layers, written twice, for different ones."""
+    w, x = jnp.ones((5, 5)), jnp.ones((4, 5))
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        text = str(jax.make_jaxpr(for_cpu(lambda w, x: (x @ w, x @ w, w @ w)))(w, x))
+    assert text.count("new_dtype=bfloat16") == 2
 
 
 @pytest.mark.parametrize("name", ["highest", "float32", "bfloat16", "tensorfloat32"])
