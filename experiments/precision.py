@@ -8,17 +8,17 @@ in bfloat16 and sum in float32, on CPU, GPU and TPU. Parameters, Adam, densities
 bounds stay in float32, and so do the products of the evaluation and of SOAP, so that
 the numbers of two runs can be compared.
 
-The second trains the nets of `benchmark` (k = 1 and 50) and `benchmark_conv` on dynamic
-MNIST in both precisions, taking turns, and computes the ELBO and IWAE bound (k = 50) of
-test images at the parameters trained in float32, from the same noise: in float64, and as
-far from it as the shorter products come.
+The second trains the nets of `benchmark` (k = 1 and 50) and `benchmark_conv` on
+dynamic MNIST in both precisions, taking turns, and computes the ELBO and IWAE bound (k =
+50) of test images at the parameters trained in float32, from the same noise: in float64,
+and as far from it as the shorter products come.
 
 Expect, on 2 cores of a CPU with AVX512-BF16: 1.14 times the steps of the net of dense
 layers, 1.56 with k = 50 and 1.49 of the convolutional one; a bound that is off by at
 most 0.007 in the mean over images and by 0.02 to 0.07 nats (standard deviation; 0.34 at
 most) for one, where products in float32 are by 1e-5; and after 2,000 steps as good a
-model: -142.13, -125.98 and -98.57 nats of IWAE bound beside -142.08, -126.03 and -98.24,
-where seeds differ by 0.6.
+model: -142.13, -125.98 and -98.57 nats of IWAE bound, in float32 -142.08, -126.03 and
+-98.24, where seeds differ by 0.6.
 """
 
 import contextlib
