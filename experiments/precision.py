@@ -9,9 +9,9 @@ bounds stay in float32, and so do the products of the evaluation and of SOAP, so
 the numbers of two runs can be compared.
 
 The second trains the nets of `benchmark` (k = 1 and 50) and `benchmark_conv` on
-dynamic MNIST in both precisions, taking turns, and computes the ELBO and IWAE bound (k =
-50) of test images at the parameters trained in float32, from the same noise: in float64,
-and as far from it as the shorter products come.
+dynamic MNIST in both precisions, taking turns, and computes the ELBO and IWAE bound
+(k = 50) of test images at the parameters trained in float32, from the same noise: in
+float64, and as far from it as the shorter products come.
 
 Expect, on 2 cores of a CPU with AVX512-BF16: 1.14 times the steps of the net of dense
 layers, 1.56 with k = 50 and 1.49 of the convolutional one; a bound that is off by at
