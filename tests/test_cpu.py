@@ -189,6 +189,18 @@ def test_products_asked_in_bfloat16_are(rows, widths):
         assert abs(ours - full).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("int32", 257), ("float16", 1 + 2**-9), ("complex64", 257j)]
+)
+def test_products_of_other_types_are_those_of_xla(dtype, value):
+    a = jnp.full((500, 2), value, dtype)
+    of_rows = lambda a: jnp.tensordot(a, a, axes=[[0], [0]])
+    with jax.default_matmul_precision("BF16_BF16_F32"):
+        found, expected = for_cpu(of_rows)(a), of_rows(a)
+    assert found.dtype == a.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_factor_is_rounded_once_for_all_products_that_read_it():
     """Else XLA may take the same layers, written twice, for different ones."""
     w, x = jnp.ones((5, 5)), jnp.ones((4, 5))

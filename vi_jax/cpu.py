@@ -25,7 +25,8 @@ def for_cpu(f: Callable) -> Callable:
 
     Products of precision BF16_BF16_F32 (`jax.default_matmul_precision`) are that too:
     factors in bfloat16, sums in float32, where XLA on CPU would take float32 for both.
-    Each factor is rounded once, whatever products read it.
+    Each factor is rounded once, whatever products read it. Products of other types than
+    float32 are left to XLA.
 
     Random bits are those that JAX would draw, to the last, in one pass over them.
     """
@@ -88,12 +89,13 @@ def _has_any(program: core.Jaxpr) -> bool:
 def _factors(step: core.JaxprEqn, read: Callable, rounded: dict) -> tuple:
     """The two arrays of a product, as they are multiplied, and how."""
     a, b = map(read, step.invars)
-    if step.params["precision"] != lax.DotAlgorithmPreset.BF16_BF16_F32:
+    asked = step.params["precision"] == lax.DotAlgorithmPreset.BF16_BF16_F32
+    if not asked or not a.dtype == b.dtype == jnp.float32:
         return a, b, step.params
     for v in step.invars:
         if v not in rounded:
             rounded[v] = read(v).astype(jnp.bfloat16)
-    sums = step.params["preferred_element_type"] or jnp.result_type(a, b)
+    sums = step.params["preferred_element_type"] or jnp.float32
     plain = lax.Precision.DEFAULT  # None would be the knob once more
     how = {**step.params, "precision": plain, "preferred_element_type": sums}
     return *(rounded[v] for v in step.invars), how
@@ -117,7 +119,7 @@ def _product(a: Array, b: Array, how: dict) -> Array:
     rows = math.prod(a.shape[: len(leading)])
     a, b = (x.reshape(rows, -1) for x in (a, b))
     how = {**how, "dimension_numbers": (((0,), (0,)), ((), ()))}
-    if narrow and rows >= _ROWS_WORTH_A_TURN:
+    if narrow and rows >= _ROWS_WORTH_A_TURN and a.size and b.size:
         turned = _apart(lambda: a.T, a)
         how["dimension_numbers"] = (((1,), (0,)), ((), ()))
         found = _apart(lambda: lax.dot_general(turned, b, **how), b)

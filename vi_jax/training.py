@@ -284,7 +284,8 @@ def fit(
     Yields (state, metrics): the metrics are means over the dispatch, as floats, or as
     lists where a metric is an array, with `skipped`, the number of its steps whose loss
     or gradient was not finite and which changed nothing. scan_steps steps run in one
-    dispatch; 1 runs each without a loop.
+    dispatch; 1 runs each without a loop. On a GPU a shorter one, such as the last, is
+    compiled by itself.
 
     A dispatch runs at full speed and is checked at its end: what is not finite stays in
     the parameters or the optimizer's state once it is there. Where there is any, or a
