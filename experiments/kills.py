@@ -8,9 +8,9 @@ the process to its end, and started again, until it is finished; then the next o
 every finished run the last checkpoint, each record of metrics.jsonl but its clock, and
 the result must be those of the undisturbed run bit for bit.
 
-Expect 14 finished runs, all the same (seed 0; 6 of the 50 kills fell before the first
-step, 9 into training with its checkpoints, 34 into the evaluation and the pictures, 1
-after the result was written; on another machine, at another speed, others will).
+Expect 16 finished runs, all the same (seed 0; 7 of the 50 kills fell before the first
+step, 8 into training with its checkpoints, 35 into the evaluation and the pictures; on
+another machine, at another speed, others will).
 """
 
 import json
