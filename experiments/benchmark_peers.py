@@ -79,7 +79,7 @@ def torch_turns(setup: Setup, loss: Callable, parameters) -> Iterator[float]:
     """The mean loss of each turn of Adam on `loss(image) -> tensor`."""
     import torch
 
-    device = torch_device()
+    device = parameters[0].device
     images = torch.from_numpy(setup.stream.resident["image"]).to(device)
     adam = torch.optim.Adam(parameters, LEARNING_RATE, fused=True)
     for _, index in turns(setup):

@@ -190,14 +190,16 @@ def test_products_asked_in_bfloat16_are(rows, widths):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value"), [("int32", 257), ("float16", 1 + 2**-9), ("complex64", 257j)]
+    ("dtype", "value"),
+    [("int32", 257), ("float16", 1 + 2**-9), ("bfloat16", 1.5), ("complex64", 257j)],
 )
 def test_products_of_other_types_are_those_of_xla(dtype, value):
     a = jnp.full((500, 2), value, dtype)
     of_rows = lambda a: jnp.tensordot(a, a, axes=[[0], [0]])
     with jax.default_matmul_precision("BF16_BF16_F32"):
         found, expected = for_cpu(of_rows)(a), of_rows(a)
-    assert found.dtype == a.dtype
+        text = lambda f: str(jax.make_jaxpr(f)(a))
+        assert text(for_cpu(of_rows)) == text(of_rows)
     np.testing.assert_array_equal(found, expected)
 
 

@@ -110,8 +110,9 @@ def test_fit_compiles_once_though_the_last_dispatch_is_shorter():
     assert len(traces) == 2 * once
 
 
-def test_on_a_gpu_the_loop_knows_its_length_and_counts_the_same(monkeypatch):
-    on_cpu, metrics = trained(num_steps=25)
+@pytest.mark.parametrize("loss", [noisy_loss, broken_at([13])], ids=["sound", "broken"])
+def test_on_a_gpu_the_loop_knows_its_length_and_counts_the_same(monkeypatch, loss):
+    on_cpu, metrics = trained(loss, num_steps=25)
     known = []
     make = training._make_dispatches
 
@@ -122,7 +123,7 @@ def test_on_a_gpu_the_loop_knows_its_length_and_counts_the_same(monkeypatch):
 
     monkeypatch.setattr(training, "_make_dispatches", watched)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    other, again = trained(num_steps=25)
+    other, again = trained(loss, num_steps=25)
     assert known == [True, True, False]
     chex.assert_trees_all_close(other.params, on_cpu.params, rtol=1e-5)
     for a, b in zip(again, metrics, strict=True):

@@ -222,7 +222,7 @@ def _whole(grads: Params) -> Params:
     So that the optimizer begins when the backward pass is over: where it may begin
     before, XLA on CPU copies parameters for the products that still read them, in every
     step. (A barrier would say so better, but is gone by then.) The small nets of the
-    benchmarks make 1.02 to 1.03 times the steps so; at the end of the step, on updates
+    benchmarks make 1.02 to 1.05 times the steps so; at the end of the step, on updates
     instead of gradients, it was worth nothing at k = 1.
     """
     if jax.default_backend() != "cpu":
