@@ -1,7 +1,7 @@
 """Training steps per second: vi_jax beside other ways to write the same step.
 
-    python -m experiments.benchmark --k 1 50 --batch-size 100 --repeats 7
-    python -m experiments.benchmark --k 1 --scan-steps 50 --repeats 2 --out runs/quick
+    python -m experiments.benchmark --k 1 5 50 --batch-size 20 100 --repeats 7
+    python -m experiments.benchmark --k 1 --batch-size 20 --repeats 2 --out runs/quick
 
 A step gathers a batch of resident uint8 images, binarizes it anew and moves by Adam on
 the bound of Burda et al. 2016 (arXiv:1509.00519), k samples, reparametrised, float32,
@@ -26,6 +26,7 @@ take turns in one process, and a ratio is taken within one repeat.
 import functools
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import platform
 import time
@@ -104,14 +105,22 @@ def machine() -> dict:
     }
 
 
-def table(results: dict[str, dict[str, dict]]) -> str:
-    lines = [f"   k  {'':17}steps/s  {'vi_jax / it (min-max)':23}loss"]
-    for k, by_name in results.items():
+# What `compare` gives, by batch size and k.
+Results = dict[int, dict[int, dict[str, dict]]]
+
+
+def table(results: Results) -> str:
+    lines = [f"batch    k  {'':17}steps/s  {'vi_jax / it (min-max)':23}loss"]
+    for batch_size, k, by_name in _settings(results):
         for name, row in by_name.items():
             loss = row["loss"]
             fell = "-" if loss[0] is None else f"{loss[0]:.1f} -> {loss[-1]:.1f}"
-            lines.append(f"{k:>4}  {name:16}{in_words(row):33}{fell}")
+            lines.append(f"{batch_size:>5} {k:>4}  {name:16}{in_words(row):33}{fell}")
     return "\n".join(lines)
+
+
+def _settings(results: Results) -> list[tuple[int, int, dict[str, dict]]]:
+    return [(b, k, found) for b, by_k in results.items() for k, found in by_k.items()]
 
 
 def in_words(row: dict) -> str:
@@ -121,23 +130,25 @@ def in_words(row: dict) -> str:
     return f"{np.median(speed):8.1f}  {spread}"
 
 
-def figure(results: dict[str, dict[str, dict]]) -> Figure:
+def figure(results: Results) -> Figure:
     """Median steps per second, with the slowest and the fastest turn."""
-    fig = Figure(figsize=(5 * len(results), 2.6), dpi=150, layout="constrained")
-    panels = fig.subplots(1, len(results), squeeze=False)[0]
-    for axes, (k, by_name) in zip(panels, results.items(), strict=True):
+    rows, columns = len(results), max(map(len, results.values()))
+    size = (4 * columns, 2.6 * rows)
+    fig = Figure(figsize=size, dpi=120, layout="constrained")
+    panels = fig.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (b, k, by_name) in zip(panels, _settings(results), strict=True):
         speeds = [r["steps_per_second"] for r in by_name.values()]
         low, mid, high = np.quantile(speeds, [0, 0.5, 1], axis=1)
         colors = ["C0" if name == "vi_jax" else "0.7" for name in by_name]
         axes.barh(list(by_name), mid, xerr=[mid - low, high - mid], color=colors)
         axes.invert_yaxis()
-        axes.set(title=f"k = {k}", xlabel="training steps per second")
+        axes.set(title=f"batch {b}, k = {k}", xlabel="training steps per second")
     return fig
 
 
 def main(
-    k: tuple[int, ...] = (1, 50),
-    batch_size: int = 100,
+    k: tuple[int, ...] = (1, 5, 50),
+    batch_size: tuple[int, ...] = (20, 100),
     scan_steps: int = 100,
     repeats: int = 7,
     without: tuple[str, ...] = (),
@@ -146,8 +157,8 @@ def main(
     """Time every contender that is installed.
 
     Args:
-        k: Samples of z per image, one comparison for each.
-        batch_size: Images per step.
+        k: Samples of z per image.
+        batch_size: Images per step; one comparison for each of these with each k.
         scan_steps: Steps in one turn, which is one compiled dispatch in JAX.
         repeats: Turns of each contender that are timed.
         without: Names of contenders to leave out; flax's steps take long on a GPU.
@@ -158,16 +169,15 @@ def main(
     found = lambda name: importlib.util.find_spec(CONTENDERS[name][1])
     names = [name for name in CONTENDERS if name not in without and found(name)]
     left_out = [name for name in CONTENDERS if name not in names]
-    about = {"machine": machine(), "batch_size": batch_size, "scan_steps": scan_steps}
+    about = {"machine": machine(), "scan_steps": scan_steps, "left_out": left_out}
     out.mkdir(parents=True, exist_ok=True)
-    results = {}
-    for n in k:
-        setup = make_setup(n, batch_size, scan_steps)
+    results = {b: {} for b in batch_size}
+    for b, n in itertools.product(batch_size, k):
+        setup = make_setup(n, b, scan_steps)
         able = [name for name in names if n == 1 or name not in OF_ONE_SAMPLE]
         running = {name: CONTENDERS[name][0](setup) for name in able}
-        results[str(n)] = compare(running, scan_steps, repeats)
-    record = {**about, "left_out": left_out, "results": results}
-    runs.write_json(out / "benchmark.json", record)
+        results[b][n] = compare(running, scan_steps, repeats)
+    runs.write_json(out / "benchmark.json", {**about, "results": results})
     figure(results).savefig(out / "benchmark.png")
     print(table(results))
     print(f"left out: {', '.join(left_out) or 'none'}; see {out}/")
