@@ -137,6 +137,17 @@ def test_on_a_gpu_the_loop_knows_its_length_and_counts_the_same(monkeypatch, los
     assert "while[" in program(4)
 
 
+def test_the_next_batches_are_read_while_the_device_computes():
+    read = []
+    stream = STREAM._replace(at=lambda step: read.append(step) or STREAM.at(step))
+    adam = optax.adam(0.05)
+    state = training.init_state(PARAMS, adam)
+    many = dict(seed=3, num_steps=25, scan_steps=10)
+    seen = [len(read) for _ in training.fit(noisy_loss, adam, state, stream, **many)]
+    assert seen == [20, 25, 25]  # of 10, 20 and 25 steps that are done
+    assert read == list(range(25))  # each once, and none beyond the end
+
+
 def test_the_callers_state_is_not_consumed():
     state = training.init_state(PARAMS, optax.adam(0.05))
     trained(start=state)

@@ -284,8 +284,8 @@ def fit(
     Yields (state, metrics): the metrics are means over the dispatch, as floats, or as
     lists where a metric is an array, with `skipped`, the number of its steps whose loss
     or gradient was not finite and which changed nothing. scan_steps steps run in one
-    dispatch; 1 runs each without a loop. On a GPU a shorter one, such as the last, is
-    compiled by itself.
+    dispatch, while which the batches of the next are read; 1 runs each without a loop.
+    On a GPU a shorter one, such as the last, is compiled by itself.
 
     A dispatch runs at full speed and is checked at its end: what is not finite stays in
     the parameters or the optimizer's state once it is there. Where there is any, or a
@@ -309,15 +309,21 @@ def fit(
     resident = sharding.replicated(batches.resident, mesh)
     state, healthy = sharding.replicated((state, _healthy()), mesh)
     health = healthy
+    upto = lambda step: min(step - step % scan_steps + scan_steps, num_steps)
+    read = lambda step: _stack(
+        [batches.at(i) for i in range(step, upto(step))], scan_steps
+    )
+    travelling = read(step) if step < num_steps else None
     while step < num_steps:
-        n = min(scan_steps - step % scan_steps, num_steps - step)
-        travelling = _stack([batches.at(step + i) for i in range(n)], scan_steps)
+        n = upto(step) - step
         # A number of steps that is data: the shorter, last dispatch compiles nothing
         # new. But a GPU would ask the host after each step whether it was the last.
         known = n == scan_steps and jax.default_backend() == "gpu"
         given = (resident, travelling, None if known else n)
         with sharding.over(mesh), one_blas_thread():
             new, totals, sound = dispatches.trusting(state, *given)
+            # The next batches, while the device computes with these.
+            travelling = read(step + n) if step + n < num_steps else None
             totals, sound = jax.device_get((totals, sound))  # the only wait
             if sound and totals["steps"] == n:
                 state, health = new, healthy

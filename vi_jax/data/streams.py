@@ -37,8 +37,8 @@ def streamed(
     that takes no memory, another one than that of `shuffled`. `num_threads` threads
     read and prepare `prefetch` batches ahead. With the mesh that `training.fit` gets,
     of several processes each reads only the examples of its own devices, and the
-    batches are the same whatever the mesh. A dispatch of s steps holds s batches on the
-    device.
+    batches are the same whatever the mesh. `training.fit` holds the batches of two
+    dispatches: those it trains on, and the next ones, which it reads meanwhile.
     Raises ImportError without grain, ValueError for a batch_size outside [1, n] or that
     the mesh does not divide, a seed outside [0, 2^32), or examples that are no dict of
     numbers or have a "step", TypeError where batch_size or seed is no integer.
