@@ -3,10 +3,10 @@
     python -m experiments.posterior_collapse
     python -m experiments.posterior_collapse --epochs 20 --run-dir runs/collapse20
 
-The decoder has 14 hidden layers of ReLU, each of which halves the signal when it
-starts: what z could say is too faint at first to be worth the rate, q(z | x) falls back
-to p(z) within an epoch, and the decoder, which then hears noise, learns the mean image.
-From there it does not come back.
+The decoder has 14 hidden layers of ReLU, each of which halves the signal's power when
+it starts: what z could say is too faint at first to be worth the rate, q(z | x) falls
+back to p(z) within an epoch, and the decoder, which then hears noise, learns the mean
+image. From there it does not come back.
 
 The cures: beta rising from 0 over half of the training, in a line or in four cycles;
 and free bits. Aggressive updates, ten steps of the encoder for one of the decoder over

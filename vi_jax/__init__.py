@@ -5,6 +5,8 @@ vi_jax.bounds.iwae(log_w)                      # [k] log-weights -> nats
 vi_jax.models.vae(prior, posterior, likelihood)  # a record of pure functions
 """
 
+import importlib
+
 from vi_jax import (
     aggressive as aggressive,
     bounds as bounds,
@@ -53,3 +55,10 @@ from vi_jax.model import (
 )
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`vi_jax.plots` and `vi_jax.detector`, which few need, at their first use."""
+    if name in ("plots", "detector"):
+        return importlib.import_module(f"vi_jax.{name}")
+    raise AttributeError(f"module 'vi_jax' has no attribute {name!r}")

@@ -2,7 +2,8 @@
 
 Every estimator is called as `(bound, terms, params, q, z, *, beta) -> []` with
 `terms` a `TermsFn`, q the posterior and z its samples, leading with [k]. They differ in
-where they stop the gradient, and by construction agree on the value.
+where they stop the gradient, and by construction agree on the value (`enumeration`: on
+its expectation).
 
 | | posterior | bound | gradient |
 |---|---|---|---|

@@ -1,7 +1,7 @@
 """Likelihoods p(x | z): Components with `init(key, z)` and `apply(params, z)`.
 
-Each is a normalised density or probability; `log_prob` sums over the event. But for
-`bernoulli` they are for grey or coloured x = pixel / 255 in [0, 1], of any shape.
+Each is a normalised density or probability; `log_prob` sums over the event. Those of
+pixels, but for the Bernoulli ones, are for x = pixel / 255 in [0, 1], of any shape.
 """
 
 import math
@@ -140,8 +140,8 @@ def discretized_logistic_mixture(
     [D 3 m] for x [D], [h, w, c 3 m] for x [h, w, c]. The 3 m numbers of an entry are m
     logits, m locations and m scales. At 0 the weights are equal, the locations spread
     evenly over [0, 1], and the scales, softplus(s + constant) + 5e-4, a tenth.
-    Raises ValueError where num_components is below 1, and from `init` and `apply` where
-    the last axis is no multiple of 3 m.
+    Raises ValueError where num_components is below 1, and from `apply` where the last
+    axis is no multiple of 3 m.
     Ref: Salimans et al. 2017, arXiv:1701.05517.
     """
     if num_components < 1:

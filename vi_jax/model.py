@@ -127,7 +127,7 @@ def linear(a: Array, b: Array, t: Array) -> Array:
 
 
 def spherical(a: Array, b: Array, t: Array) -> Array:
-    """The great-circle path from a to b, the length changing linearly in its share.
+    """The great-circle path from a to b, at their length where they have the same.
 
     (sin((1 - t) w) a + sin(t w) b) / sin w, where w is the angle between a and b; the
     straight path where they are parallel or opposite (to 0.08 degrees) or one is 0.
