@@ -152,8 +152,7 @@ def train_m1(knobs: M1Knobs, data: Data, run_dir: Path) -> tuple[Model, Params]:
     )
     params = model.init(resumable.init_key(plan.seed), mean)
     resumable.check(plan, params)
-    runs.claim(run_dir, "mnist_ssvae_m1", knobs)
-    with runs.exclusive(run_dir):
+    with runs.claim(run_dir, "mnist_ssvae_m1", knobs):
         runs.record_start(run_dir, knobs)
         state = training.init_state(params, plan.optimizer)
         return model, resumable.train(plan, state, run_dir)[0]

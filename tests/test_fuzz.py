@@ -432,7 +432,7 @@ def test_any_other_knobs_file_is_refused(folder, value):
     (folder / "knobs.json").write_bytes(data)
     for call in (
         lambda: runs.read_knobs(folder, "mnist_vae", mnist_vae.Knobs),
-        lambda: runs.claim(folder, "mnist_vae", mnist_vae.Knobs()),
+        lambda: runs.claim(folder, "mnist_vae", mnist_vae.Knobs()).__enter__(),
     ):
         assert refused(call, naming=folder)
 
@@ -446,7 +446,8 @@ def test_json_without_end_is_damaged(tmp_path):
 
 
 def test_knobs_that_are_tuples_come_back(tmp_path):
-    runs.claim(tmp_path, "mnist_conv", mnist_conv.Knobs())
+    with runs.claim(tmp_path, "mnist_conv", mnist_conv.Knobs()):
+        pass
     read = lambda: runs.read_knobs(tmp_path, "mnist_conv", mnist_conv.Knobs)
     assert read() == mnist_conv.Knobs()
     path = tmp_path / "knobs.json"

@@ -7,6 +7,7 @@ anything reads them.
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -42,15 +43,19 @@ def open_checkpoints(folder: Path) -> Checkpoints:
     folder = Path(folder).resolve()
     kept = {}
     if sharding.is_first():
-        kept = {n: _manager(folder / n, k) for n, k in (("last", 2), ("best", 1))}
+        # The best first: killed between the two, a run goes on from before both.
+        kept = {n: _manager(folder / n, k) for n, k in (("best", 1), ("last", 2))}
 
     def save(state: TrainState, score: float) -> None:
         step = int(state.step)
         args = ocp.args.StandardSave(jax.device_get(state))
+        metrics = {"score": score if score == score else -math.inf}  # nan is no best
         try:
             for name, manager in kept.items():
+                if step in manager.all_steps():  # of the same run, before it was killed
+                    manager.delete(step)
                 # `force`: each call is a decision of the caller, not of an interval.
-                manager.save(step, args=args, metrics={"score": score}, force=True)
+                manager.save(step, args=args, metrics=metrics, force=True)
                 _seal(folder / name / str(step))
         except (OSError, ValueError, RuntimeError) as error:  # orbax has all of them
             raise OSError(
@@ -84,6 +89,9 @@ def _manager(folder: Path, keep: int) -> ocp.CheckpointManager:
 def _restore(manager: ocp.CheckpointManager, folder: Path, like: TrainState):
     manager.reload()
     steps = sorted(manager.all_steps(), reverse=True)
+    if folder.name == "best":  # killed while it deletes a worse one, it has two
+        best = manager.best_step()
+        steps.sort(key=lambda step: step != best)
     for step in steps:
         if _is_whole(folder / str(step)):
             target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import importlib.metadata
 import inspect
 import json
@@ -28,19 +29,27 @@ from vi_jax.types import Metrics
 PACKAGES = ("vi_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def claim(folder: Path, experiment: str, knobs) -> None:
-    """Make `folder` the run of these knobs, or check that it already is.
+# What a folder may hold that is not a run's yet: of a kill, and of a user's own log.
+_BEFORE = (".*", "*.tmp", "*.log", "*.txt", "*.out", "*.err")
 
+
+@contextlib.contextmanager
+def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
+    """Hold `folder` as the run of these knobs, which it becomes where it is new.
+
+    Where an error comes before anything is written, of a mistyped knob say, the folder
+    is new again afterwards.
     Of several processes the first alone writes into a run folder, here and below, and
     all read it. Raises ValueError that shows the difference where it is the run of
-    others, and OSError where it cannot be written.
+    others, or holds what is of no run, and OSError where it cannot be written or
+    another process holds it.
     """
     folder = Path(folder)
     try:
         if sharding.is_first():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".writable").touch()
-            (folder / ".writable").unlink()
+            (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             f"cannot write the run folder {folder} ({error.strerror}): pass another "
@@ -48,21 +57,42 @@ def claim(folder: Path, experiment: str, knobs) -> None:
         ) from error
     asked = {"experiment": experiment, "knobs": dataclasses.asdict(knobs)}
     path = folder / "knobs.json"
-    if path.exists():
-        _require_same(folder, read_json(path), json.loads(json.dumps(asked)))
-    elif sharding.is_first():
-        write_json(path, asked)
+    with exclusive(folder):
+        if path.exists():
+            _require_same(folder, _read_knobs(path), json.loads(json.dumps(asked)))
+        elif sharding.is_first():
+            _require_new(folder)
+            write_json(path, asked)
+        try:
+            yield
+        except Exception:
+            if sharding.is_first() and not _written(folder, ("knobs.json", "run.json")):
+                path.unlink(missing_ok=True)
+                (folder / "run.json").unlink(missing_ok=True)
+            raise
+
+
+def _require_new(folder: Path) -> None:
+    if there := _written(folder):
+        raise ValueError(
+            f"{folder} has no knobs.json, but other files ({', '.join(there[:3])}): it "
+            "is not known what run they are of; pass another --run-dir"
+        )
+
+
+def _written(folder: Path, but: tuple[str, ...] = ()) -> list[str]:
+    files = [path.name for path in folder.rglob("*") if path.is_file()]
+    expected = (*_BEFORE, *but)
+    return [f for f in files if not any(fnmatch.fnmatch(f, e) for e in expected)]
 
 
 def once(folder: Path, experiment: str, knobs, work: Callable[[], dict]) -> dict:
     """The result of `work()` as the run of these knobs, stored in result.json.
 
-    A finished folder is left as it is, and its result returned. Raises as `claim` and
-    `exclusive` do.
+    A finished folder is left as it is, and its result returned. Raises as `claim` does.
     """
     folder = Path(folder)
-    claim(folder, experiment, knobs)
-    with exclusive(folder):
+    with claim(folder, experiment, knobs):
         path = folder / "result.json"
         if path.exists():
             print(f"{folder} is finished already; its result:", file=sys.stderr)
@@ -99,7 +129,7 @@ def read_knobs(folder: Path, experiment: str, knobs_class):
     path = Path(folder) / "knobs.json"
     if not path.exists():
         raise FileNotFoundError(f"{folder} is no run folder: it has no knobs.json")
-    stored = read_json(path)
+    stored = _read_knobs(path)
     if stored.get("experiment") != experiment:
         raise ValueError(
             f"{folder} is a run of {stored.get('experiment')!r}, not of {experiment!r}"
@@ -151,13 +181,17 @@ def record_start(folder: Path, knobs) -> None:
     write_json(path, {"starts": [*starts, now]})
 
 
-def read_json(path: Path) -> dict:
+def _read_knobs(path: Path) -> dict:
+    return read_json(path, advice="pass another --run-dir")
+
+
+def read_json(path: Path, *, advice: str = "delete it") -> dict:
     """Read a JSON object. Raises ValueError that names a damaged file."""
     try:
         value = json.loads(Path(path).read_text())
     # The last one for brackets without end.
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it") from error
+        raise ValueError(f"{path} is damaged ({error}): {advice}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it does not hold an object")
     return value
