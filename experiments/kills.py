@@ -5,8 +5,8 @@
 The run is a small `mnist_vae` on images of this script's own. It is killed by SIGKILL
 at a moment drawn evenly from the time that the undisturbed run takes, from the start of
 the process to its end, and started again, until it is finished; then the next one. Of
-every finished run the last checkpoint, each record of metrics.jsonl but its clock, and
-the result must be those of the undisturbed run bit for bit.
+every finished run the last and the best checkpoint, each record of metrics.jsonl but
+its clock, and the result must be those of the undisturbed run bit for bit.
 
 Expect 16 finished runs, all the same (seed 0; 7 of the 50 kills fell before the first
 step, 8 into training with its checkpoints, 35 into the evaluation and the pictures; on
@@ -39,6 +39,7 @@ KNOBS = {
     "eval-samples": 500,
     "scan-steps": 10,
     "checkpoint-epochs": 1,
+    "patience": 30,  # as many as there are validations: the best state is the outcome
 }
 CLOCKS = {"seconds", "train_seconds", "eval_seconds"}
 
@@ -60,16 +61,16 @@ def start(data: Path, folder: Path) -> subprocess.Popen:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """What has to be the same in every run: the numbers, and the last state."""
+    """What has to be the same in every run: the numbers, and the states."""
     strip = lambda record: {k: v for k, v in record.items() if k not in CLOCKS}
     knobs = runs.read_knobs(folder, "mnist_vae", mnist_vae.Knobs)
     like = initial_state(mnist_vae.build(knobs))
-    state = open_checkpoints(folder / "checkpoints").restore(like)
+    restore = open_checkpoints(folder / "checkpoints").restore
     return {
         "result": strip(runs.read_json(folder / "result.json")),
         "metrics": list(map(strip, runs.read_metrics(folder))),
         "log p(x)": dict(np.load(folder / f"test-{KNOBS['eval-samples']}.npz")),
-        "state": [np.asarray(leaf) for leaf in jax.tree.leaves(state)],
+        "states": jax.tree.map(np.asarray, [restore(like), restore(like, "best")]),
     }
 
 

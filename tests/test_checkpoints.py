@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from vi_jax import checkpoints
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.training import TrainState, init_state
 
@@ -28,9 +29,9 @@ def assert_same(a, b):
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints of steps 10, 20 and 30, of which 10 has the best score."""
-    checkpoints = open_checkpoints(tmp_path)
+    new = open_checkpoints(tmp_path)
     for step, score in ((10, -1.0), (20, -3.0), (30, -2.0)):
-        checkpoints.save(state_at(step), score)
+        new.save(state_at(step), score)
     return tmp_path
 
 
@@ -51,9 +52,56 @@ def damage(checkpoint, how):
 
 
 def test_the_last_and_the_best_come_back(folder):
-    checkpoints = open_checkpoints(folder)
-    assert_same(checkpoints.restore(state_at(0)), state_at(30))
-    assert_same(checkpoints.restore(state_at(0), "best"), state_at(10))
+    there = open_checkpoints(folder)
+    assert_same(there.restore(state_at(0)), state_at(30))
+    assert_same(there.restore(state_at(0), "best"), state_at(10))
+
+
+def best_step(folder):
+    return int(open_checkpoints(folder).restore(state_at(0), "best").step)
+
+
+@pytest.mark.parametrize("after", ["best", "last"])
+def test_a_kill_between_the_two_folders_loses_neither(folder, monkeypatch, after):
+    seal = checkpoints._seal
+
+    def killed(checkpoint):
+        seal(checkpoint)
+        if checkpoint.parent.name == after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "_seal", killed)
+    with pytest.raises(KeyboardInterrupt):
+        open_checkpoints(folder).save(state_at(40), -0.5)
+    monkeypatch.undo()
+    again = open_checkpoints(folder)
+    # The run goes on from its last checkpoint, and comes to the same states.
+    for step, score in ((40, -0.5), (50, -4.0)):
+        if step > again.restore(state_at(0)).step:
+            again.save(state_at(step), score)
+    assert int(again.restore(state_at(0)).step) == 50
+    assert best_step(folder) == 40
+
+
+def test_the_best_is_that_of_the_highest_score(folder):
+    """Of two, as a kill leaves them that comes before the worse one is deleted."""
+    shutil.copytree(folder / "last" / "30", folder / "best" / "30")
+    assert best_step(folder) == 10
+
+
+def test_a_score_that_is_no_number_is_no_best(folder):
+    open_checkpoints(folder).save(state_at(40), float("nan"))
+    assert best_step(folder) == 10
+
+
+def test_the_best_state_is_saved_again_where_the_last_was_damaged(folder):
+    open_checkpoints(folder).save(state_at(40), -0.5)
+    damage(folder / "last" / "40", "cut")
+    with pytest.warns(UserWarning, match="step 40 .* is damaged"):
+        open_checkpoints(folder).restore(state_at(0))
+    open_checkpoints(folder).save(state_at(40), -0.5)
+    assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(40))
+    assert best_step(folder) == 40
 
 
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):

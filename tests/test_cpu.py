@@ -1,5 +1,7 @@
 """Products over one axis, random bits in one pass: the same results, in any program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 from jax import lax
 from jax.extend import core
+from jax.sharding import PartitionSpec as P
 
 from vi_jax import evaluator, sharding, training
 from vi_jax.cpu import for_cpu
@@ -135,6 +138,22 @@ def test_the_gradient_of_a_convolution_is_the_same(float64, convolve, stride):
     jax.tree.map(same, found, expected)
     program = jax.make_jaxpr(for_cpu(gradient))(kernel, x)
     assert max(sums(program.jaxpr)) == 1
+
+
+def test_a_program_over_devices_is_left_as_it_is():
+    """Its axes are not known outside of it."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    over = functools.partial(jax.shard_map, mesh=mesh, in_specs=P("d"), out_specs=P())
+    w, x = arguments()
+    f = over(lambda x: lax.psum(jnp.einsum("abi,abj->ij", x, x), "d"))
+    outer = lambda x: jnp.einsum("abi,abj->ij", x, x) + jax.jit(f)(x)
+    np.testing.assert_allclose(for_cpu(outer)(x), outer(x), rtol=1e-5)
+
+
+def test_a_sum_over_nothing_is_zero():
+    nothing = jnp.zeros((3, 0, 5))
+    f = lambda x: jnp.einsum("abi,abj->ij", x, x)
+    np.testing.assert_array_equal(for_cpu(f)(nothing), np.zeros((5, 5)))
 
 
 def test_other_products_are_left_as_they_are():

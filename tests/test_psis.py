@@ -86,6 +86,18 @@ def test_an_exact_posterior_has_no_tail():
     assert got.khat == 0
 
 
+@pytest.mark.parametrize("size", [1e2, 1e3, 1e4])
+def test_weights_that_agree_but_for_rounding_have_no_tail(size):
+    """In float32, whose unit is 0.001 at 1e4; ties are no sign of a heavy tail."""
+    noise = np.random.default_rng(0).normal(size=5000)
+    for spread in np.geomspace(1e-6, 1.0, 25):
+        log_w = (spread * noise - size).astype(np.float32)
+        assert -0.5 < of(log_w) < 0.3
+    # And a heavy one among ties is found: a hundredth of the weights a hundredfold.
+    heavy = np.where(np.arange(5000) < 50, 5 * abs(noise), 0) + 1e-4 * noise - size
+    assert of(heavy.astype(np.float32)) > 0.7
+
+
 def test_few_samples_have_no_khat_and_hopeless_ones_an_infinite_one():
     assert np.isnan(of(np.random.default_rng(0).normal(size=20)))
     assert of(1000 * np.random.default_rng(0).normal(size=5000)) == np.inf

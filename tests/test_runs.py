@@ -517,6 +517,46 @@ def test_a_second_process_in_the_folder_is_an_error(tmp_path):
             pass
 
 
+def test_the_folder_is_claimed_only_by_who_holds_it(tmp_path):
+    with runs.exclusive(tmp_path), pytest.raises(OSError, match="another process"):
+        runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(), dict)
+    assert not (tmp_path / "knobs.json").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "checkpoints/last/9"])
+def test_files_of_no_known_run_are_left_alone(tmp_path, name):
+    file = tmp_path / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("of another program")
+    with pytest.raises(
+        ValueError, match="no knobs.json, but other files"
+    ):
+        runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(), dict)
+    assert file.read_text() == "of another program"
+
+
+def test_a_users_log_may_be_in_the_folder_before(tmp_path):
+    (tmp_path / "train.log").write_text("")
+    result = runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(), lambda: {"nll": 1.0})
+    assert result == {"nll": 1.0}
+
+
+def test_an_error_before_anything_is_written_leaves_the_folder_new(tmp_path):
+    def once(work, **knobs):
+        return runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(**knobs), work)
+
+    def failing(write):
+        (tmp_path / "metrics.jsonl").write_text("{}") if write else None
+        raise ValueError("no such data")
+
+    with pytest.raises(ValueError, match="no such data"):
+        once(lambda: failing(write=False), beta=2.0)
+    with pytest.raises(ValueError, match="no such data"):
+        once(lambda: failing(write=True), beta=3.0)
+    with pytest.raises(ValueError, match="beta: 3.0 there, 4.0 now"):
+        once(dict, beta=4.0)
+
+
 def test_a_metrics_line_cut_short_is_left_out_and_later_steps_taken_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": s, "seconds": s / 10}) for s in (5, 10, 15)]

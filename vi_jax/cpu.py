@@ -41,6 +41,10 @@ def for_cpu(f: Callable) -> Callable:
     return rewritten
 
 
+# Programs whose axes are devices can't be traced again outside of them.
+_OF_DEVICES = ("shard_map", "xla_pmap")
+
+
 def _run(closed: core.ClosedJaxpr, args: list) -> list:
     """The results of the program, its products and random bits done by this module."""
     program = closed.jaxpr
@@ -54,7 +58,9 @@ def _run(closed: core.ClosedJaxpr, args: list) -> list:
         elif step.primitive is random_bits_p:
             found = _random_bits(*map(read, step.invars), **step.params)
         else:
-            within = {name: _within(value) for name, value in step.params.items()}
+            within = dict(step.params)
+            if step.primitive.name not in _OF_DEVICES:
+                within = {name: _within(value) for name, value in within.items()}
             params = step.primitive.get_bind_params(within)
             with step.ctx.manager:
                 found = step.primitive.bind(*map(read, step.invars), **params)
@@ -81,8 +87,11 @@ def _within(value: Any) -> Any:
 
 def _has_any(program: core.Jaxpr) -> bool:
     ours = (lax.dot_general_p, random_bits_p)
-    return any(step.primitive in ours for step in program.eqns) or any(
-        map(_has_any, core.subjaxprs(program))
+    return any(
+        step.primitive in ours
+        or step.primitive.name not in _OF_DEVICES
+        and any(map(_has_any, core.jaxprs_in_params(step.params)))
+        for step in program.eqns
     )
 
 
@@ -119,7 +128,7 @@ def _product(a: Array, b: Array, how: dict) -> Array:
         return lax.dot_general(a, b, **how)
     rest = [x.shape[len(leading) :] for x in (a, b)]
     rows = math.prod(a.shape[: len(leading)])
-    a, b = (x.reshape(rows, -1) for x in (a, b))
+    a, b = (x.reshape(rows, math.prod(r)) for x, r in zip((a, b), rest, strict=True))
     how = {**how, "dimension_numbers": (((0,), (0,)), ((), ()))}
     if narrow and rows >= _ROWS_WORTH_A_TURN and a.size and b.size:
         turned = _apart(lambda: a.T, a)

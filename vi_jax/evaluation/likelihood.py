@@ -14,7 +14,7 @@ class LogLikelihood(NamedTuple):
     """What k samples from q(z | x) say of one example; all [], in nats but for ess."""
 
     log_px: Array  # log mean w, a lower bound in expectation and consistent
-    stderr: Array  # of log_px, from the spread of the weights: sqrt(1/ess - 1/k)
+    stderr: Array  # of log_px, from the spread of the weights; nan for k = 1
     elbo: Array  # mean log w
     rate: Array  # mean log q(z | x) - log p(z), the KL
     distortion: Array  # -mean log p(x | z)
@@ -23,11 +23,13 @@ class LogLikelihood(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    w: Array  # log sum w
-    w2: Array  # log sum w^2
-    log_w: Array  # sum log w
-    log_lik: Array  # sum log p(x | z)
-    top: Array  # the largest log w, which khat is of
+    """Of the draws so far, as differences that stay exact however large log w is."""
+
+    w: Array  # sum w / max w
+    w2: Array  # sum (w / max w)^2
+    start: Array  # [2], the means of log w and log p(x | z) over the first chunk
+    more: Array  # [2], the sums of what each draw has more than that
+    top: Array  # the largest log w, falling, which khat is of
 
 
 def log_likelihood(
@@ -58,38 +60,55 @@ def log_likelihood(
     terms_of = sampled_terms(model, x)
     num_top = tail_length(num_samples) + 1
 
-    def add(sums: _Sums, i: Array) -> tuple[_Sums, None]:
+    def draw(i: Array) -> tuple[Array, Array]:
+        """log w and log p(x | z) of a chunk, [2, chunk], and which of it counts."""
         keys = jax.random.split(jax.random.fold_in(key, i), chunk)
         terms = terms_of(params, q, jax.vmap(q.sample)(keys))
-        log_w = jax.vmap(log_weight)(terms)  # [chunk]
-        counts = i * chunk + jnp.arange(chunk) < num_samples
-        kept = jnp.where(counts, log_w, -jnp.inf)
-        total = lambda a: jnp.sum(jnp.where(counts, a, 0.0))
+        pair = jnp.stack([jax.vmap(log_weight)(terms), terms.log_lik])
+        return pair, i * chunk + jnp.arange(chunk) < num_samples
+
+    def add(sums: _Sums, i: Array) -> tuple[_Sums, None]:
+        pair, counts = draw(i)
+        kept = jnp.where(counts, pair[0].astype(dtype), -jnp.inf)
+        top = jax.lax.top_k(jnp.concatenate([sums.top, kept]), num_top)[0]
+        greatest = _finite(top[0])
+        w = jnp.exp(kept - greatest)
+        scale = jnp.exp(sums.top[0] - greatest)
+        mean = jnp.sum(jnp.where(counts, pair, 0.0), 1) / jnp.sum(counts)
+        start = jnp.where(i == 0, _finite(mean.astype(dtype)), sums.start)
+        more = jnp.where(counts, pair - start[:, None], 0.0)
         return _Sums(
-            jnp.logaddexp(sums.w, jax.nn.logsumexp(kept)),
-            jnp.logaddexp(sums.w2, jax.nn.logsumexp(2 * kept)),
-            sums.log_w + total(log_w),
-            sums.log_lik + total(terms.log_lik),
-            jax.lax.top_k(jnp.concatenate([sums.top, kept]), num_top)[0],
+            scale * sums.w + jnp.sum(w),
+            scale**2 * sums.w2 + jnp.sum(w**2),
+            start,
+            sums.more + jnp.sum(more, 1),
+            top,
         ), None
 
-    zero = jnp.zeros((), jnp.result_type(x, float))
-    none = zero - jnp.inf
-    start = _Sums(none, none, zero, zero, jnp.full(num_top, -jnp.inf, zero.dtype))
+    drawn = jax.eval_shape(draw, jnp.zeros((), jnp.int32))[0].dtype
+    dtype = jnp.promote_types(drawn, jnp.float32)
+    zero, pair = jnp.zeros((), dtype), jnp.zeros(2, dtype)
+    start = _Sums(zero, zero, pair, pair, jnp.full(num_top, -jnp.inf, dtype))
     sums, _ = jax.lax.scan(add, start, jnp.arange(num_chunks))
     return _from_sums(sums, num_samples)
 
 
+def _finite(a: Array) -> Array:
+    """a, or 0 in its place: where everything is infinite, differences would be nan."""
+    return jnp.where(jnp.isfinite(a), a, 0.0)
+
+
 def _from_sums(sums: _Sums, k: int) -> LogLikelihood:
-    ess = jnp.exp(2 * sums.w - sums.w2)
-    elbo, distortion = sums.log_w / k, -sums.log_lik / k
+    ess = sums.w**2 / sums.w2
+    elbo, log_lik = sums.start + sums.more / k
+    # Rounding can put ess a little above k.
+    stderr = jnp.sqrt(jnp.maximum(1 / ess - 1 / k, 0.0))
     return LogLikelihood(
-        log_px=sums.w - jnp.log(k),
-        # Rounding can put ess a little above k.
-        stderr=jnp.sqrt(jnp.maximum(1 / ess - 1 / k, 0.0)),
+        log_px=_finite(sums.top[0]) + jnp.log(sums.w / k),
+        stderr=stderr if k > 1 else jnp.full_like(stderr, jnp.nan),
         elbo=elbo,
-        rate=-distortion - elbo,
-        distortion=distortion,
+        rate=log_lik - elbo,
+        distortion=-log_lik,
         ess=ess,
         khat=pareto_k(sums.top),
     )

@@ -9,7 +9,8 @@ from vi_jax.types import Array
 RELIABLE_PARETO_K = 0.7
 # The tail of 5,000 samples; more samples keep it, so that memory does not grow.
 MAX_TAIL = 212
-# Weights that agree to this many nats have no tail, only rounding.
+# Weights that agree to this many nats, or to 32 units in the last place of their
+# logarithms, have no tail, only rounding.
 ROUNDING = 1e-4
 
 
@@ -35,15 +36,19 @@ def pareto_k(top: Array) -> Array:
         return jnp.full((), jnp.nan, top.dtype)
     top = jnp.sort(top)
     x = jnp.exp(top[1:] - top[-1]) - jnp.exp(top[0] - top[-1])  # [m], rising
-    varies = top[-1] - top[0] > ROUNDING
+    unit = jnp.finfo(top.dtype).eps * abs(top[-1])
+    varies = top[-1] - top[0] > ROUNDING + 32 * unit
     x = jnp.where(varies, x, jnp.linspace(1.0, 2.0, m, dtype=x.dtype))
     count = 30 + int(m**0.5)
     grid = 1 - jnp.sqrt(count / (jnp.arange(1, count + 1) - 0.5))
-    quartile = x[int(m / 4 + 0.5) - 1]
+    quarter = int(m / 4 + 0.5)
+    # Weights that tie with the threshold are above it by less than a unit.
+    quartile = jnp.maximum(x[quarter - 1], jnp.exp(top[0] - top[-1]) * unit)
     theta = 1 / x[-1] + grid / (3 * jnp.maximum(quartile, 1e-30))
     shape = jnp.mean(jnp.log1p(-theta[:, None] * x[None]), axis=1)
     log_profile = m * (jnp.log(-theta / shape) - shape - 1)
     mean_theta = jax.nn.softmax(log_profile) @ theta
     found = (m * jnp.mean(jnp.log1p(-mean_theta * x)) + 10 * 0.5) / (m + 10)
     # Where a quarter of the tail underflows beside its largest, no tail is heavier.
-    return jnp.where(varies, jnp.where(quartile > 1e-30, found, jnp.inf), 0.0)
+    underflows = top[quarter] - top[-1] < jnp.log(1e-30)
+    return jnp.where(varies, jnp.where(underflows, jnp.inf, found), 0.0)
