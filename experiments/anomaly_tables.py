@@ -134,9 +134,15 @@ def read(path: str, label: str) -> tuple[Table, np.ndarray]:
     if table.label is None:
         raise ValueError(f"{path} has no labels y [n], 1 for anomalies")
     try:
-        anomalous = table.label.astype(np.float64) != 0
+        labels = table.label.astype(np.float64)
     except ValueError as error:
         raise ValueError(f"{path}: a label is no number ({error})") from error
+    if not np.isfinite(labels).all():
+        row = int(np.argmin(np.isfinite(labels)))
+        raise ValueError(
+            f"{path}, row {row}: the label is {labels[row]}, needed is 0 or 1"
+        )
+    anomalous = labels != 0
     if not 2 <= anomalous.sum() <= len(anomalous) - 4:
         raise ValueError(f"{path}: {int(anomalous.sum())} of its rows are anomalies")
     return table, anomalous

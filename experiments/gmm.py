@@ -182,10 +182,23 @@ def history_figure(ways: dict[str, Way]) -> Figure:
     return figure
 
 
-def run(knobs: Knobs, folder: Path) -> dict:
-    # Wrong knobs are an error before a run folder exists.
+def check(knobs: Knobs, num_train: int) -> None:
+    """Raise ValueError for a knob that would be found wrong only between the fits."""
     gaussian_mixture(knobs.components, covariance=knobs.covariance)
+    for name in ("restarts", "iterations", "epochs"):
+        if getattr(knobs, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(knobs, name)}")
+    if not 0 < knobs.step_size <= 1:
+        raise ValueError(f"step_size must be in (0, 1], got {knobs.step_size}")
+    if np.isnan(knobs.tolerance):
+        raise ValueError("tolerance must be a number of nats, got nan")
+    batches.sizes(num_train, knobs.batch_size, knobs.seed, seeds=2**64)
+    training.adam(knobs.learning_rate, num_steps=1)
+
+
+def run(knobs: Knobs, folder: Path) -> dict:
     data = principal_components(knobs)
+    check(knobs, len(data.train))
     return runs.once(folder, "gmm", knobs, lambda: compare(knobs, data, folder))
 
 

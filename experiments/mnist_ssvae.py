@@ -49,7 +49,6 @@ after the 3 of its features, and each is measured for one or two.
 import dataclasses
 import functools
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -74,6 +73,7 @@ from experiments.ssvae_report import (
     classify_features,
     report,
 )
+from experiments.stored import own_or_stored
 from vi_jax import (
     models,
     networks,
@@ -287,15 +287,10 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
 
 
 def collect(run_dir: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Results by (model, labels), one a seed: of run_dir, then of those stored."""
-    own = [json.loads(p.read_text()) for p in sorted(run_dir.glob("*/result.json"))]
-    stored = json.loads(STORED.read_text()) if STORED.exists() else []
-    found = defaultdict(list)
-    for result in (*own, *stored):
-        of_cell = found[result["model"], result["labels"]]
-        if result["seed"] not in {r["seed"] for r in of_cell}:
-            of_cell.append(result)
-    return found
+    """Results by (model, labels), one a seed, as `own_or_stored` has them."""
+    needed = {"model", "labels", "seed", "error"}
+    cells_of = lambda result: [(result["model"], result["labels"])]
+    return own_or_stored(run_dir, STORED, cells_of, needed=needed)
 
 
 def table(found: dict[tuple[str, int], list[dict[str, Any]]]) -> str:

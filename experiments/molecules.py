@@ -82,7 +82,7 @@ def _text(path: Path) -> str:
 
 
 def _lines(text: str) -> Iterable[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         yield number, (line.split() or [""])[0]
 
 

@@ -20,6 +20,7 @@ All eight take 0.60 of the time of one after another (`benchmark_sweep`, 3 epoch
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,8 +101,10 @@ def build_model(knobs: Knobs, data: ImageData) -> Model:
 
 def build(knobs: Knobs, data: ImageData) -> tuple[Model, resumable.Training]:
     """The model, and the training of one for each beta."""
-    if not knobs.betas or min(knobs.betas) < 0:
+    if not knobs.betas or not all(0 <= beta < math.inf for beta in knobs.betas):
         raise ValueError(f"betas must be one number >= 0 at least, got {knobs.betas}")
+    if knobs.eval_samples < 1:
+        raise ValueError(f"eval_samples must be at least 1, got {knobs.eval_samples}")
     steps = lambda epochs: batches.steps_per_run(
         data.num_train, epochs=epochs, batch_size=knobs.batch_size
     )

@@ -243,6 +243,8 @@ def scores_of(model: Model) -> Callable[[Params], Scores]:
 
 def plan_of(knobs: Knobs, model: Model, split: Split) -> resumable.Training:
     """How the model is trained, and chosen by the validation users' NDCG@100."""
+    if (items := split.train.num_items) < 100:
+        raise ValueError(f"{knobs.dataset} has {items} items: NDCG@100 needs 100")
     users = split.train.num_users
     size = min(knobs.batch_size, users)
     steps = functools.partial(batches.steps_per_run, users, batch_size=size)

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -29,6 +28,8 @@ from vi_jax.data import batches
 from vi_jax.early_stopping import EarlyStopping
 from vi_jax.evaluator import over_examples
 from vi_jax.model import Model
+from vi_jax.resumable import Training
+from vi_jax.training import TrainState
 from vi_jax.types import Array, Batch, Component, Key, LossFn, Params, SequenceNetwork
 
 
@@ -113,11 +114,10 @@ def make_loss(
     )
 
 
-def train(
+def prepare(
     model: Model,
     loss: LossFn,
     data: SequenceData,
-    run_dir: Path,
     *,
     learning_rate: float,
     batch_size: int,
@@ -128,15 +128,15 @@ def train(
     patience: int = 0,
     settled: int = 0,
     clip_norm: float = 1.0,
-) -> tuple[Params, dict[str, Any]]:
-    """Train in `run_dir` by Adam, going on from where it was left.
+) -> tuple[Training, TrainState]:
+    """How the model is trained, by Adam, and its first state.
 
     With `patience` the training ends after as many validations without a new best
-    after step `settled`, and the best parameters are returned. Raises ValueError for
-    wrong use, otherwise as `resumable.train`.
+    after step `settled`, and the best parameters are its outcome. Raises ValueError for
+    wrong use.
     """
     optimizer = training.adam(learning_rate, num_steps=num_steps, clip_norm=clip_norm)
-    run = resumable.Training(
+    plan = Training(
         loss,
         optimizer,
         batches.shuffled({"x": data.train}, batch_size=batch_size, seed=seed),
@@ -148,8 +148,8 @@ def train(
         early_stopping=EarlyStopping(patience, settled) if patience else None,
     )
     params = jax.jit(model.init)(resumable.init_key(seed), jnp.asarray(data.train[0]))
-    resumable.check(run, params)
-    return resumable.train(run, training.init_state(params, optimizer), run_dir)
+    resumable.check(plan, params)
+    return plan, training.init_state(params, optimizer)
 
 
 def _validation(model: Model, x: np.ndarray) -> Callable[[Params], dict[str, Any]]:

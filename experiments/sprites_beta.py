@@ -21,6 +21,7 @@ The scores need scikit-learn: pip install '.[applications]'. Results over seeds 
 import dataclasses
 import functools
 import importlib.util
+import math
 from typing import Any, Literal
 
 import jax
@@ -100,9 +101,17 @@ class Knobs:
 
 
 def build(knobs: Knobs) -> Experiment:
-    """The experiment that the knobs describe."""
+    """The experiment that the knobs describe. Raises ValueError for wrong ones."""
     if importlib.util.find_spec("sklearn") is None:
         raise ValueError("the scores need scikit-learn: pip install '.[applications]'")
+    weights = (knobs.strength, *knobs.beta_path)
+    if not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"strength and beta_path must be >= 0, got {weights}")
+    if knobs.num_votes < 2 or knobs.latents < 2:
+        raise ValueError(
+            "the scores need two votes and, for MIG and SAP, two latents at least: "
+            f"num_votes is {knobs.num_votes}, latents {knobs.latents}"
+        )
     data = sprites.sprite_data(
         batch_size=knobs.batch_size,
         seed=knobs.seed,

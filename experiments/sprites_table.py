@@ -3,10 +3,10 @@
     python -m experiments.sprites_table                                  # what there is
     python -m experiments.sprites_table train --objective vae --seeds 0 1 2
 
-A run is one of `sprites_beta`, with the recipe below; the table joins the runs in
---run-dir with those stored in experiments/results. Means over seeds, and the standard
-error of the mean; published: three seeds of each, trained for 300,000 steps on dSprites
-(TopDis, arXiv:2308.12696, table 1).
+A run is one of `sprites_beta`, with the recipe below; the table has the runs in
+--run-dir or, of objectives without any, those stored in experiments/results. Means over
+seeds, and the standard error of the mean; published: three seeds of each, trained for
+300,000 steps on dSprites (TopDis, arXiv:2308.12696, table 1).
 
 beta_vae has beta = 4 for the last third of its 30,000 steps, 1 at their start and 10
 between. What that is for: from 4 on, or from above, the fourth latent (the direction of
@@ -27,15 +27,14 @@ dip_vae_ii with 20 0.71 and 0.19; info_vae and capacity have had no other.
 """
 
 import dataclasses
-import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import tyro
 
 from experiments import sprites_beta
+from experiments.stored import own_or_stored
 from vi_jax.commands import clear_errors
 from vi_jax.evaluation import across_seeds
 from vi_jax.experiment import run
@@ -100,15 +99,10 @@ def train(asked: Train) -> None:
 
 
 def collect(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The results of every objective, one a seed: of run_dir, then of those stored."""
-    own = [json.loads(p.read_text()) for p in sorted(run_dir.glob("*/result.json"))]
-    stored = json.loads(STORED.read_text()) if STORED.exists() else []
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for result in (*own, *stored):
-        of_objective = found[result["objective"]]
-        if result["seed"] not in {r["seed"] for r in of_objective}:
-            of_objective.append(result)
-    return found
+    """The results of every objective, one a seed, as `own_or_stored` has them."""
+    needed = {"objective", "seed", "factor_vae_score", "mig", "elbo", "rate"}
+    cells_of = lambda result: [result["objective"]]
+    return own_or_stored(run_dir, STORED, cells_of, needed=needed)
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -158,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     with clear_errors():
         if trains:
             train(asked)
-    print(table(collect(asked.run_dir)))
+        print(table(collect(asked.run_dir)))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,15 @@ import numpy as np
 import tyro
 
 from experiments import sequence_runs
+from experiments.sequence_runs import SequenceData
 from experiments.text import Text, decode, read_text
-from vi_jax import decoding, model as models, runs, schedules
+from vi_jax import decoding, model as models, resumable, runs, schedules
 from vi_jax.commands import clear_errors
+from vi_jax.data import batches
 from vi_jax.data.text import load_sentences
 from vi_jax.model import Model
+from vi_jax.resumable import Training
+from vi_jax.training import TrainState
 from vi_jax.types import Params
 
 Cure = Literal["none", "anneal", "cyclical", "free_bits", "word_dropout"]
@@ -105,6 +109,8 @@ def make_loss(knobs: Knobs, model: Model, cure: Cure, num_steps: int):
 
 def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     """Train and measure the language model and each VAE, each in its own folder."""
+    if knobs.eval_samples < 1:
+        raise ValueError(f"eval_samples must be at least 1, got {knobs.eval_samples}")
     sentences = load_sentences(knobs.dataset, data_dir=knobs.data_dir or None)
     text = read_text(
         sentences,
@@ -113,9 +119,14 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
         max_tokens=knobs.max_tokens,
         seed=knobs.seed,
     )
-    rows = {"language_model": _row(knobs, text, "none", 0, run_dir)}
-    for cure in knobs.cures:
-        rows[cure] = _row(knobs, text, cure, knobs.latents, run_dir)
+    asked: dict[str, tuple[Cure, int]] = {"language_model": ("none", 0)}
+    asked |= {cure: (cure, knobs.latents) for cure in knobs.cures}
+    # All of them first: a wrong knob of one is an error before any is trained.
+    prepared = {name: _prepare(knobs, text.data, *of) for name, of in asked.items()}
+    rows = {
+        name: _row(knobs, text, *parts, run_dir / name)
+        for name, parts in prepared.items()
+    }
     baseline = np.array(rows["language_model"]["nll_each"])
     for row in rows.values():
         difference = np.array(row.pop("nll_each")) - baseline
@@ -134,37 +145,50 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     }
 
 
-def _row(
-    knobs: Knobs, text: Text, cure: Cure, latents: int, run_dir: Path
-) -> dict[str, Any]:
-    """One model: trained, measured, and heard."""
-    data = text.data
+def _prepare(
+    knobs: Knobs, data: SequenceData, cure: Cure, latents: int
+) -> tuple[Model, Training, TrainState]:
+    """A model, how it is trained and its first state; wrong knobs are an error."""
     nets = sequence_runs.make_networks(
         knobs.decoder, data, width=knobs.width, layers=knobs.layers
     )
     model = sequence_runs.make_model(nets, data, latents)
-    steps = lambda epochs: math.ceil(epochs * len(data.train) / knobs.batch_size)
-    loss, settled = make_loss(knobs, model, cure, steps(knobs.epochs))
-    folder = run_dir / (cure if latents else "language_model")
-    folder.mkdir(exist_ok=True)
-    done = folder / "row.json"
-    if done.exists():
-        return runs.read_json(done)
-    params, about = sequence_runs.train(
+    steps = functools.partial(
+        batches.steps_per_run, len(data.train), batch_size=knobs.batch_size
+    )
+    num_steps = steps(epochs=knobs.epochs)
+    loss, settled = make_loss(knobs, model, cure, num_steps)
+    plan, state = sequence_runs.prepare(
         model,
         loss,
         data,
-        folder,
         learning_rate=knobs.learning_rate,
         batch_size=knobs.batch_size,
-        num_steps=steps(knobs.epochs),
-        checkpoint_steps=steps(knobs.checkpoint_epochs),
+        num_steps=num_steps,
+        checkpoint_steps=steps(epochs=knobs.checkpoint_epochs),
         seed=knobs.seed,
         patience=knobs.patience,
         settled=settled,
     )
+    return model, plan, state
+
+
+def _row(
+    knobs: Knobs,
+    text: Text,
+    model: Model,
+    plan: Training,
+    state: TrainState,
+    folder: Path,
+) -> dict[str, Any]:
+    """One model: trained, measured, and heard."""
+    folder.mkdir(exist_ok=True)
+    done = folder / "row.json"
+    if done.exists():
+        return runs.read_json(done)
+    params, about = resumable.train(plan, state, folder)
     row = sequence_runs.measure(
-        model, params, data.test, num_samples=knobs.eval_samples
+        model, params, text.data.test, num_samples=knobs.eval_samples
     )
     # A sentence is its words and its end.
     words = np.array([len(sentence.split()) + 1 for sentence in text.test])
@@ -187,15 +211,16 @@ def spoken(text: Text, model: Model, params: Params, num: int = 10) -> str:
     }
     if model.prior(params).mean().size:
         x, test = text.data.test, text.test
+        few = min(num, len(test))
         again = jax.jit(
             jax.vmap(lambda key, x: models.reconstruct(model, params, key, x))
-        )(jax.random.split(jax.random.key(0), num), x[:num])
-        pairs = zip(test[:num], as_text(again), strict=True)
+        )(jax.random.split(jax.random.key(0), few), x[:few])
+        pairs = zip(test[:few], as_text(again), strict=True)
         parts["reconstructed"] = [f"{a} -> {b}" for a, b in pairs]
         path = jax.jit(
             lambda a, b: models.interpolate(model, params, a, b, num_points=6)
         )
-        for i in (0, 2, 4):
+        for i in range(0, min(len(test), 6) - 1, 2):
             name = f"from {test[i]!r} to {test[i + 1]!r}"
             parts[name] = as_text(path(x[i], x[i + 1]))
     return "\n".join("\n".join([f"# {k}", *v, ""]) for k, v in parts.items())

@@ -9,12 +9,18 @@ import pytest
 from contracts import EXACT, X, exact_log_px, exact_params, quick_jit, z_scores
 from scipy import special
 
-from vi_jax.distributions import Normal
+from vi_jax.distributions import Bernoulli, Mixture, Normal
 from vi_jax.evaluation import Annealing, ais, reverse_ais, sigmoid_betas, tune
+from vi_jax.models import sigmoid_belief_network
 
 # A start off the prior, so that a bridge that forgets it is seen.
 START = Normal(jnp.array([0.3, -0.2]), jnp.array([0.8, 1.2]))
-STARTS = {"prior": None, "elsewhere": START}
+# Its draws carry no gradient, but are continuous.
+MIXED = Mixture(
+    jnp.array([0.4, -0.3]),
+    Normal(jnp.array([[0.3, -0.2], [-0.5, 0.6]]), jnp.array([[0.8, 1.2], [1.5, 0.9]])),
+)
+STARTS = {"prior": None, "elsewhere": START, "mixture": MIXED}
 
 
 def coarse(step_size=0.9, num_steps=4):
@@ -72,7 +78,7 @@ def sandwich(num_steps, start="prior"):
     return np.asarray(quick_jit(jax.vmap(one))(keys), np.float64)
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["prior", "elsewhere"])
 def test_the_mean_inverse_weight_backwards_is_one_over_px(start):
     """20,000 simulated examples, |z| < 4: E[exp(log p(x) - upper)] = 1."""
     assert abs(z_scores(np.exp(-sandwich(8, start)[1]), 1.0)) < 4
@@ -140,3 +146,37 @@ def test_bad_input_is_an_error():
     empty = Annealing(jnp.zeros(1), jnp.zeros(0), 2)
     with pytest.raises(ValueError, match="one step"):
         reverse_ais(EXACT, params, key, x, jnp.zeros(2), empty)
+    with pytest.raises(ValueError, match="one array.*importance sampling"):
+        reverse_ais(EXACT, params, key, x, (jnp.zeros(2),), coarse())
+
+
+COINS = Bernoulli(jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    "model, start",
+    [
+        (sigmoid_belief_network(2), None),
+        (sigmoid_belief_network(2), START),
+        (EXACT, COINS),
+        (EXACT, Mixture(jnp.zeros(1), Bernoulli(jnp.zeros((1, 2))))),
+    ],
+    ids=["prior", "only the prior", "start", "mixture"],
+)
+def test_discrete_latents_are_an_error(model, start):
+    """Floats of 0 or 1 would move off their values, to where p(x, z) means nothing."""
+    x, keys = jnp.array(X, float), jax.random.split(jax.random.key(0), 4)
+    params, how = model.init(keys[0], x), {"start": start}
+    for call in (
+        lambda: tune(model, params, keys[1], x, num_steps=2, **how),
+        lambda: ais(model, params, keys[2], x, coarse(), **how),
+        lambda: reverse_ais(model, params, keys[3], x, jnp.zeros(2), coarse(), **how),
+    ):
+        with pytest.raises(ValueError, match="Bernoulli are discrete.*importance"):
+            call()
+
+
+def test_the_error_of_one_chain_is_not_known():
+    x, key = jnp.array(X, float), jax.random.key(0)
+    found = ais(EXACT, exact_params(), key, x, coarse(), num_chains=1)
+    assert np.isfinite(found.log_px) and np.isnan(found.stderr)

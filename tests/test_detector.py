@@ -111,6 +111,19 @@ def test_a_row_has_one_score_wherever_it_stands(fitted):
     np.testing.assert_allclose(fitted.score_samples(rows[::-1]), got[::-1], rtol=1e-5)
 
 
+def test_another_shape_counts_from_the_next_fit():
+    rows = on_a_line(20, seed=0)
+    short = QUICK | {"num_steps": 5}
+    found = VAEDetector(**short).fit(rows)
+    before = found.score_samples(rows)
+    found.set_params(latents=2, hidden=(4, 4))
+    np.testing.assert_array_equal(found.score_samples(rows), before)
+    z = lambda: found.model().prior(found.params_).mean()
+    assert z().shape == (1,)
+    found.fit(rows)
+    assert z().shape == (2,) and (found.score_samples(rows) != before).any()
+
+
 def test_the_share_beyond_the_offset_and_the_calibrated_rate(fitted):
     train = on_a_line(150, seed=0)
     assert (fitted.predict(train) == -1).sum() == 30  # 0.2 of 150
@@ -151,7 +164,7 @@ def test_categories_that_do_not_belong_together_are_outliers():
 
 
 def test_detectors_of_one_shape_share_their_programs(fitted):
-    shape = fitted._shape()
+    shape = fitted._shape
     train = detectors._trainer(shape, QUICK["batch_size"])
     before = train._cache_size()
     for n, steps, rate in ((20, 3, 0.1), (256, 7, 0.01)):
@@ -241,10 +254,18 @@ def test_the_experiment_measures_tables_of_text_and_of_numbers(tmp_path, monkeyp
     error = abs(of_seeds[0] - of_seeds[1]) / 2
     last = anomaly_tables.summary(results, "auprc").splitlines()[-1]
     assert last == f"| mean of 2 | {area.mean():.4f} +- {error:.4f} |"
+    lines[3] = lines[3][:-1] + "nan"
+    (tmp_path / "nan.csv").write_text("\n".join(lines))
+    np.savez(
+        tmp_path / "nan.npz", X=rows, y=np.where(np.arange(72) < 70, label, np.nan)
+    )
     for wrong, message in (
         ({"seeds": 0}, "seeds >= 1"),
         ({"tables": str(tmp_path / "run")}, "holds no .npz"),
         ({"tables": f"{tmp_path / 'text.csv'}", "label": "a"}, "are anomalies"),
+        ({"tables": f"{tmp_path / 'text.csv'}", "label": "b"}, "no number"),
+        ({"tables": f"{tmp_path / 'nan.csv'}"}, "nan.csv, row 2: the label is nan"),
+        ({"tables": f"{tmp_path / 'nan.npz'}"}, "nan.npz, row 70: the label is nan"),
     ):
         with pytest.raises(ValueError, match=message):
             anomaly_tables.run_tables(anomaly_tables.Knobs(**wrong), tmp_path / "other")

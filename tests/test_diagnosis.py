@@ -64,6 +64,13 @@ def test_no_images_is_an_error(measure):
         measure(RUN, wrong_params(), num_images=0)
 
 
+def test_the_monte_carlo_error_of_one_chain_is_not_known():
+    one = {"num_images": 2, "num_steps": 2, "num_chains": 1, "num_samples": 10}
+    found = diagnosis.annealed(RUN, wrong_params(), **one)["test"]
+    assert np.isnan(found["difference_mc_stderr"])
+    assert all(np.isfinite(found[name]) for name in ("ais", "difference_stderr"))
+
+
 def test_no_annealing_steps_is_an_error():
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         diagnosis.annealed(RUN, wrong_params(), num_images=1, num_steps=0)

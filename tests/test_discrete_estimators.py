@@ -21,6 +21,7 @@ from jax.lax import stop_gradient
 from vi_jax import bounds, estimators
 from vi_jax.distributions import (
     Bernoulli,
+    Mixture,
     Normal,
     StraightThroughBernoulli,
     binary_states,
@@ -322,7 +323,11 @@ def test_a_pair_that_is_undefined_names_the_right_choice(estimator, how, message
         )
 
 
-def test_enumeration_of_a_gaussian_names_reparam():
+def test_enumeration_of_gaussians_names_reparam():
+    outcomes = Mixture(jnp.zeros(2), Normal(jnp.zeros((2, 1)), jnp.ones((2, 1))))
+    z = jnp.zeros((1, 1))
+    with pytest.raises(ValueError, match="Mixture has no finite list"):
+        estimators.enumeration(bounds.elbo, None, {}, outcomes, z)
     how = {"estimator": estimators.enumeration}
     with pytest.raises(ValueError, match="reparam"):
         per_example(

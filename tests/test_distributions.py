@@ -7,7 +7,7 @@ import pytest
 from contracts import DISTRIBUTIONS, quick_jit, z_scores
 from scipy import special
 
-from vi_jax.distributions import Bernoulli, Mixture, Normal
+from vi_jax.distributions import Bernoulli, Beta, Categorical, Gamma, Mixture, Normal
 
 ROWS = pytest.mark.parametrize("name", DISTRIBUTIONS)
 
@@ -205,3 +205,27 @@ def test_mixture_of_any_components_is_their_weighted_sum():
         mixture.log_prob(jnp.array(x, float)), np.log(weights @ np.exp(each)), rtol=1e-6
     )
     np.testing.assert_allclose(mixture.mean(), weights @ special.expit(pixels), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "distribution", [Beta(0.1, 0.1), Beta(2.0, 0.3), Gamma(0.05, 1.0)], ids=str
+)
+def test_draws_are_within_the_support(distribution):
+    """In float32 many of them are rounded to its ends."""
+    distribution = jax.tree.map(jnp.float32, distribution)
+    draw = lambda key: distribution.sample(key)
+    x = jax.vmap(draw)(jax.random.split(jax.random.key(0), 50_000))
+    assert x.min() > 0 and (x.max() < 1 or isinstance(distribution, Gamma))
+    assert np.isfinite(jax.vmap(distribution.log_prob)(x)).all()
+    np.testing.assert_allclose(x.mean(), distribution.mean(), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int32])
+@pytest.mark.parametrize("num_classes", [3, 128, 256, 300])
+def test_a_class_is_what_it_is_in_any_type(kind, num_classes):
+    """Also where the number of classes does not fit into it."""
+    logits = np.random.default_rng(0).normal(size=num_classes).astype(np.float32)
+    x = np.arange(min(num_classes, np.iinfo(kind).max + 1)).astype(kind)
+    got = jax.vmap(Categorical(jnp.array(logits)).log_prob)(jnp.array(x))
+    expected = special.log_softmax(logits.astype(float))[: len(x)]
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

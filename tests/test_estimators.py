@@ -318,6 +318,30 @@ def test_terms_per_group_of_latents_are_summed(estimator):
     )
 
 
+@pytest.mark.parametrize("name", ["reparam", "dreg", "score", "vimco", "wake_sleep"])
+def test_an_impossible_sample_leaves_value_and_gradient_finite(name):
+    """log w = -inf where z < 0: the bound is that of the other samples."""
+    k = 2 if name == "vimco" else 6
+
+    def value(loc, bound=bounds.iwae):
+        q = Normal(loc, jnp.ones(1))
+        z = jax.vmap(q.sample)(jax.random.split(jax.random.key(0), k))
+        log_lik = lambda z: jnp.where(z[0] < 0, -jnp.inf, -(z[0] ** 2))
+        zero = lambda z: jnp.zeros(z.shape[0])
+        terms = lambda params, q, z: Terms(jax.vmap(log_lik)(z), zero(z), zero(z))
+        return getattr(estimators, name)(bound, terms, {}, q, z)
+
+    z = jax.vmap(Normal(jnp.zeros(1), jnp.ones(1)).sample)(
+        jax.random.split(jax.random.key(0), k)
+    )[:, 0]
+    assert 0 < (z < 0).sum() < k
+    found, slope = jax.value_and_grad(value)(jnp.zeros(1))
+    possible = np.asarray(z[z > 0], float)
+    expected = np.log(np.sum(np.exp(-(possible**2))) / k)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.isfinite(slope).all()
+
+
 def test_stl_on_a_multi_sample_bound_names_dreg():
     params, x = wrong_params(), jnp.array(X, float)
     for name in ("iwae", "renyi_half"):

@@ -11,7 +11,7 @@ import optax
 import pytest
 from test_processes import train_in
 
-from vi_jax import runs, training
+from vi_jax import commands, runs, training
 from vi_jax.checkpoints import open_checkpoints
 
 resource = pytest.importorskip("resource", reason="limits of POSIX systems")
@@ -83,6 +83,20 @@ def test_a_clock_that_runs_backwards_changes_nothing(
     assert curve(tmp_path) == undisturbed[1]
     _same_but_for_the_clock(result, undisturbed[0])
     assert result["train_seconds"] >= 0
+
+
+def test_records_lost_after_the_last_step_cost_no_result(undisturbed, tmp_path):
+    train_in(tmp_path, None)
+    for name in ("result.json", "metrics.jsonl"):
+        (tmp_path / name).unlink()
+    _same_but_for_the_clock(train_in(tmp_path, None), undisturbed[0])
+
+
+def test_an_interruption_by_the_keyboard_is_one_line(capsys):
+    with pytest.raises(SystemExit) as caught, commands.clear_errors():
+        _interrupt()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on from here\n"
 
 
 def _interrupt():

@@ -537,7 +537,10 @@ def test_a_wrong_setting_is_refused(how, message):
         em.fit_gaussian_mixture(jax.random.key(0), blobs(), **how)
 
 
-@pytest.mark.parametrize("how", [{"step_size": 0.0}, {"step_size": 1.5}, {"floor": 0}])
+@pytest.mark.parametrize(
+    "how",
+    [{"step_size": 0.0}, {"step_size": 1.5}, {"floor": 0}, {"tolerance": np.nan}],
+)
 def test_a_wrong_setting_of_variational_em_is_refused(how):
     params = on_device(example("full")[0])
     with pytest.raises(ValueError, match=[*how][0]):

@@ -10,7 +10,8 @@ from contracts import quick_jit, z_scores
 from scipy import stats
 
 from vi_jax import bounds, estimators, models, objectives
-from vi_jax.distributions import Bernoulli, Normal
+from vi_jax.distributions import Bernoulli, Categorical, Mixture, Normal
+from vi_jax.divergences import kl_monte_carlo
 from vi_jax.model import log_weight, sampled_terms
 from vi_jax.models import Chain
 from vi_jax.types import Component
@@ -161,6 +162,48 @@ def test_without_links_it_is_a_vae():
     of_chain = sampled_terms(chain, x)(wrapped, chain.posterior(wrapped, x), (z,))
     weigh = jax.vmap(log_weight)
     np.testing.assert_allclose(weigh(of_plain), weigh(of_chain), rtol=1e-6)
+
+
+def two_layers(shift):
+    first = Normal(jnp.full(1, shift), jnp.ones(1))
+    link = lambda p, z: Normal(0.8 * z + shift, jnp.ones(1))
+    return Chain(first, ({},), (link,), True)
+
+
+def test_monte_carlo_and_mixtures_sum_over_the_layers():
+    q, p = two_layers(0.0), two_layers(1.0)
+    found = kl_monte_carlo(jax.random.key(0), q, p, num_samples=20_000)
+    # z_2 is off by 1, and z_1 given it by 1 too: half of the squares.
+    assert abs(found.value - 1.0) < 4.5 * found.stderr
+    both = jax.tree.map(lambda *a: jnp.stack(a), q, q)
+    z = (jnp.array([0.3]), jnp.array([-0.7]))
+    of_two = Mixture(jnp.zeros(2), both).log_prob(z)
+    np.testing.assert_allclose(of_two, jnp.sum(q.log_prob(z)), rtol=1e-6)
+
+
+def test_a_layer_of_classes_is_a_layer():
+    """The exact log p(x) of two layers of classes, by enumeration."""
+    rng = np.random.default_rng(0)
+    table = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    given = lambda rows: Component(
+        lambda key, z: {"rows": rows}, lambda p, z: Categorical(p["rows"][z])
+    )
+    prior, down, up, pixels = table(3), table(3, 2), table(2, 3), table(2, 4)
+    first = Component(lambda key, z: {}, lambda p: Categorical(prior))
+    of_x = Component(lambda key, x: {}, lambda p, x: Categorical(jnp.zeros(2)))
+    links = [given(down)], of_x, [given(up)]
+    chain = models.hierarchical_vae(first, *links, given(pixels))
+    x = jnp.array(2)
+    params = chain.init(jax.random.key(0), x)
+    q = chain.posterior(params, x)
+    assert not q.pathwise
+    share = functools.partial(jax.nn.softmax, axis=-1)
+    expected = np.log(share(prior) @ share(down) @ share(pixels)[:, 2])
+    every = [(jnp.array(i), jnp.array(j)) for i in range(2) for j in range(3)]
+    weigh = lambda z: np.exp(
+        chain.likelihood(params, z).log_prob(x) + sum(chain.prior(params).log_prob(z))
+    )
+    np.testing.assert_allclose(np.log(sum(map(weigh, every))), expected, rtol=1e-5)
 
 
 def test_walks_of_other_lengths_are_an_error():

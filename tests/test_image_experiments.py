@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments import (
     cifar_conv,
+    gmm,
     mnist_conv,
     rate_distortion,
     sprites_beta,
@@ -108,6 +109,21 @@ def test_the_beta_of_a_run_follows_its_path():
         sprites_beta.build(dataclasses.replace(knobs, beta_path=(4.0, 2.0)))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_votes": 1}, "num_votes is 1"),
+        ({"latents": 1}, "two latents at least"),
+        ({"strength": -1.0}, "must be >= 0"),
+        ({"objective": "dip_vae_i", "strength": math.nan}, "must be >= 0"),
+        ({"beta_path": (-5.0, 4.0)}, r"must be >= 0, got \(4.0, -5.0, 4.0\)"),
+    ],
+)
+def test_wrong_knobs_on_sprites_are_errors_before_training(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        sprites_beta.build(dataclasses.replace(SMALL, **wrong))
+
+
 def test_every_objective_has_a_recipe():
     assert set(sprites_table.RECIPES) == set(get_args(sprites_beta.Objective))
 
@@ -119,10 +135,12 @@ def test_the_table_has_means_and_errors_over_seeds(tmp_path, monkeypatch):
         | {"elbo": -100.0, "rate": 9.0}
         for s, f in [(0, 0.5), (1, 0.7)]
     ]
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "result.json").write_text(json.dumps(rows[0]))
-    # The stored run of a seed that is there anew is left out.
-    (tmp_path / "stored.json").write_text(json.dumps([rows[1], rows[0] | {"mig": 9}]))
+    for row in rows:
+        (tmp_path / str(row["seed"])).mkdir()
+        path = tmp_path / str(row["seed"]) / "result.json"
+        path.write_text(json.dumps(row))
+    # The stored runs of an objective that is there anew are left out.
+    (tmp_path / "stored.json").write_text(json.dumps([rows[0] | {"mig": 9}]))
     line = sprites_table.table(sprites_table.collect(tmp_path)).splitlines()[-1]
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[:4] == ["vae", "0.600 +- 0.100", "", "0.100 +- 0.000"]
@@ -177,7 +195,46 @@ def test_rate_and_distortion_over_beta(coloured, tmp_path, capsys):
     assert rate[2] < 0.1
     for name in ("rate_distortion.png", "reconstructions.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
-    other = ["--run-dir", str(tmp_path / "other"), "--betas", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--betas -1", "betas must be one number >= 0"),
+        ("--betas 0 nan", "betas must be one number >= 0"),
+        ("--eval-samples 0", "eval_samples must be at least 1"),
+        ("--learning-rate 0", "learning_rate"),
+    ],
+)
+def test_wrong_knobs_over_beta_are_errors_before_training(
+    coloured, tmp_path, monkeypatch, capsys, wrong, message
+):
+    monkeypatch.setattr(rate_distortion.resumable, "train", None)
+    where = f"--dataset {coloured} --batch-size 30 --run-dir {tmp_path / 'run'}"
     with pytest.raises(SystemExit):
-        rate_distortion.main([*arguments, *other])
-    assert "betas must be one number >= 0" in capsys.readouterr().err
+        rate_distortion.main([*where.split(), *wrong.split()])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 0}, r"batch_size is 0: it must lie in \[1, 100\]"),
+        ({"batch_size": 101}, r"batch_size is 101"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"iterations": 0}, "iterations must be at least 1"),
+        ({"restarts": 0}, "restarts must be at least 1"),
+        ({"step_size": 1.5}, r"step_size must be in \(0, 1\]"),
+        ({"tolerance": math.nan}, "tolerance must be a number"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"seed": -1}, "seed is -1"),
+        ({"components": 0}, "at least 1"),
+    ],
+)
+def test_wrong_knobs_of_mixtures_are_errors_before_any_fit(
+    coloured, tmp_path, monkeypatch, wrong, message
+):
+    monkeypatch.setattr(gmm, "compare", None)
+    how = {"dimensions": 2, "batch_size": 10, "dataset": str(coloured), **wrong}
+    with pytest.raises(ValueError, match=message):
+        gmm.run(gmm.Knobs(**how), tmp_path / "run")

@@ -44,6 +44,7 @@ FILES = {
         "\n", "\r\n"
     ),
     "bom.csv": "\ufeff" + lines("user,item,rating", ","),
+    "blank.csv": "\n \r\n" + lines("user,item,rating", ","),
     "twice.csv": lines("", ",") + lines("", ",") + "\n",
 }
 
@@ -82,6 +83,10 @@ def test_threshold_and_least_number_of_choices(tmp_path):
     "name, text, message",
     [
         ("r.csv", "", "is empty"),
+        ("r.csv", "\n\n", "is empty"),
+        ("r.csv", 'u,"a,5\nu,b,5\n', "line 2: this is no table .*end of data"),
+        ("r.csv", "\nuser_id,rating\nu,5\n", "line 2: the header"),
+        ("r.csv", "\nu,a,5\nu,b,good\n", "line 3: the rating 'good'"),
         ("r.csv", "u a 5\nu b 4\n", "line 1: 'u a 5' has one column"),
         ("r.csv", "u,a,5\nu,b,good\n", "line 2: the rating 'good' is no number"),
         ("r.csv", "u,a,5\nu,b,nan\n", "line 2: the rating 'nan' is no number"),

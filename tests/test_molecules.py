@@ -61,6 +61,7 @@ def write(path, text):
     [
         ("a.smi", "CCO ethanol\nC\n", (1, 2)),
         ("a.txt.gz", "CCO\r\nC", (1, 2)),
+        ("a.smi", "CCO ethyl\x85alcohol\x0c\nC", (1, 2)),
         ("a.csv.gz", "SMILES\nCCO\nC\n", (2, 3)),
         ("a.csv", '\ufeffname,smiles,x\n"one,\ntwo",CCO,1\nb,C,2\n', (3, 4)),
         ("a.tsv", "id\tsmiles \n1\tCCO\n2\tC\n", (2, 3)),

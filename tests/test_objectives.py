@@ -84,6 +84,33 @@ def test_a_batch_of_many_samples_is_taken_in_parts_without_being_asked():
     assert loops(program(626)) == loops(program(626, accumulate=1)) + 1
 
 
+@pytest.mark.parametrize("x64, kind", [(True, "float32"), (False, "bfloat16")])
+def test_the_gradient_of_a_batch_in_parts_has_the_type_of_the_parameters(x64, kind):
+    """Whatever the precision of the loss."""
+    with jax.enable_x64(x64):
+        params = jax.tree.map(lambda a: a.astype(kind), wrong_params())
+        for num in (1, 2):
+            loss = batch_loss(WRONG, preprocess=preprocess, accumulate=num)
+            grads, _ = jax.grad(loss, has_aux=True)(
+                params, jax.random.key(0), batch_at(0)
+            )
+            assert {g.dtype.name for g in jax.tree.leaves(grads)} == {kind}
+
+
+def test_a_gradient_in_the_data_is_right_or_an_error():
+    def of_data(x, num):
+        loss = batch_loss(WRONG, preprocess=preprocess, accumulate=num)
+        return loss(wrong_params(), jax.random.key(0), {**batch_at(0), "x": x})[0]
+
+    x = jnp.array(ROWS, float)
+    with pytest.raises(ValueError, match="accumulate=1"):
+        jax.grad(of_data)(x, 2)
+    slope, value = jax.grad(of_data)(x, 1), lambda x: of_data(x, 1)
+    ahead = jnp.zeros_like(x).at[1, 2].set(1e-2)
+    across = (value(x + ahead) - value(x - ahead)) / 2e-2
+    np.testing.assert_allclose(slope[1, 2], across, rtol=2e-2)
+
+
 def run(loss, step, seed=0):
     return quick_jit(loss)(wrong_params(), jax.random.key(seed), batch_at(step))
 

@@ -87,7 +87,9 @@ def test_results_of_other_inputs_are_not_taken(stopped, monkeypatch):
         assert taken == 6
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "empty", "text", "renamed", "encrypted"]
+)
 def test_a_damaged_file_counts_as_none(stopped, damage, monkeypatch):
     content = bytearray(stopped.read_bytes())
     if damage == "cut":
@@ -96,6 +98,10 @@ def test_a_damaged_file_counts_as_none(stopped, damage, monkeypatch):
         with np.load(stopped) as stored:
             value = stored["dot"][0].tobytes()
         content[content.index(value)] ^= 0xFF
+    elif damage == "renamed":
+        content = content.replace(b"dot.npy", b"dat.npy")
+    elif damage == "encrypted":  # a flag in the archive's list of its members
+        content[content.rindex(b"PK\x01\x02") + 8] |= 1
     else:
         content = b"" if damage == "empty" else b"no archive"
     stopped.write_bytes(content)
@@ -103,6 +109,46 @@ def test_a_damaged_file_counts_as_none(stopped, damage, monkeypatch):
     found, taken = batches_of(again, monkeypatch)
     equal(found, EACH(PARAMS, X, CONTEXTS))
     assert taken == 6
+
+
+@pytest.mark.parametrize(
+    "one, seed",
+    [
+        (one, 1),
+        (lambda *given: {**one(*given), "more": given[2]}, None),
+        (lambda *given: tuple(one(*given).values()), None),
+        (lambda *given: {**one(*given), "dot": given[2]}, None),
+        (lambda *given: jax.tree.map(jnp.bfloat16, one(*given)), None),
+    ],
+    ids=["seed", "one more", "names", "shape", "dtype"],
+)
+def test_results_of_another_seed_or_form_are_not_taken(stopped, one, seed):
+    other = over_examples(one, batch_size=4, seed=seed, progress=False)
+    found = other(PARAMS, X, CONTEXTS, file=stopped)
+    equal(found, other(PARAMS, X, CONTEXTS))
+
+
+def test_another_batch_size_goes_on_from_the_file(stopped, monkeypatch):
+    other = over_examples(one, batch_size=5, progress=False)
+    again = lambda: other(PARAMS, X, CONTEXTS, file=stopped)
+    found, taken = batches_of(again, monkeypatch)
+    equal(found, EACH(PARAMS, X, CONTEXTS))
+    assert taken == 3  # of 11 examples
+
+
+def test_short_floats_come_back_as_they_are(tmp_path):
+    first = lambda params, key, x, c: (x[0].astype(jnp.bfloat16), x[1] > 3)
+    each = over_examples(first, progress=False)
+    for _ in range(2):
+        found = each(PARAMS, X, file=tmp_path / "test.npz")
+        assert [a.dtype for a in found] == [jnp.bfloat16, bool]
+        equal(found, (X[:, 0].astype(jnp.bfloat16), X[:, 1] > 3))
+
+
+def test_no_example_is_an_error(tmp_path):
+    for file in (None, tmp_path / "test.npz"):
+        with pytest.raises(ValueError, match="there is no example"):
+            EACH(PARAMS, X[:0], CONTEXTS[:0], file=file)
 
 
 def test_an_evaluation_is_in_full_float32_on_every_device():

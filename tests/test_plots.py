@@ -48,6 +48,17 @@ def test_an_animation_plays_its_frames_there_and_back():
     assert values == [0, 102, 255, 102]
     with pytest.raises(ValueError, match="zoom"):
         plots.animation(frames, columns=2, zoom=0)
+    with pytest.raises(ValueError, match="no frame"):
+        plots.animation(frames[:0], columns=2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 1, 3), (1, 1, 4, 1)])
+def test_an_image_of_one_row_or_one_pixel_is_shown(shape):
+    images = ramp(*shape) + 0.25 * (np.prod(shape) == 1)
+    figure = plots.image_grid(images, columns=1, gap=0)
+    figure.canvas.draw()
+    expected = images[0, ..., 0] if shape[-1] == 1 else images[0]
+    np.testing.assert_allclose(shown(figure), expected, atol=1e-7)
 
 
 def test_a_latent_map_has_a_cloud_for_each_class():
@@ -77,3 +88,23 @@ def test_the_elbo_line_touches_the_best_model_and_lies_below_the_others():
     np.testing.assert_allclose(lines["models"].get_ydata(), distortion[::-1])
     np.testing.assert_allclose(lines["training"].get_xdata(), rate[::-1] + 1)
     assert [text.get_text() for text in axes.texts] == ["0.5", "1", "4"]
+
+
+def shows(axes, *values: float) -> bool:
+    low, high = axes.get_ylim()  # upside down where low > high
+    return all(low < value < high for value in values)
+
+
+@pytest.mark.parametrize("away", [0.0, -100.0, -600.0])
+def test_distortions_are_within_the_axis_whatever_their_sign(away):
+    """A density may be above 1, and then a distortion is negative."""
+    distortion = away + np.array([80.0, 85.0, 130.0])
+    rate = np.array([30.0, 20.0, 5.0])
+    axes = plots.rate_distortion(rate, distortion, [0.5, 1, 4]).axes[0]
+    assert shows(axes, *distortion)
+    steps = range(40)
+    records = [{"step": t, "rate": t, "distortion": 130 - t + away} for t in steps]
+    # The first twentieth is left out.
+    records[0] |= {"distortion": 1e6, "rate": np.nan}
+    axes = plots.training_curves(records).axes[1]
+    assert shows(axes, 2, 39, 128 + away, 91 + away) and not shows(axes, 1e6)

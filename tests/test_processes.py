@@ -229,3 +229,13 @@ def test_the_command_line_says_which_devices(
     assert (mesh and dict(mesh.shape)) == shape
     assert joined == ([place] if place else [])
     assert knobs == mnist_vae.Knobs(dataset=str(path))
+
+
+def test_an_address_without_a_port_is_one_clear_message(tmp_path, capsys):
+    argv = ["--run-dir", str(tmp_path / "run"), "--join", "host", "2", "0"]
+    with pytest.raises(SystemExit) as caught:
+        commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
+    assert caught.value.code == 1
+    assert (
+        "needed: HOST:PORT of the first process, got 'host'" in capsys.readouterr().err
+    )

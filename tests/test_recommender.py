@@ -207,6 +207,7 @@ def test_the_command_learns_the_tastes_and_leaves_what_it_says(
         ({"num_test": 240}, "left for training"),
         ({"dataset": "no.csv"}, "there is no file"),
         ({"dataset": "synthetic/10/5/20"}, "5 interactions a user"),
+        ({"dataset": "synthetic/60/90/2000"}, "has .. items: NDCG@100 needs"),
         ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
     ],
 )

@@ -354,15 +354,23 @@ def test_diagnoses_of_a_conditional_model_are_given_the_label(conditional):
     assert found["log_px"] == pytest.approx(log_px, abs=0.5)
 
 
-@pytest.mark.parametrize("command, measure", [("anneal", "annealed"), ("gaps", "gaps")])
-def test_a_diagnosis_is_printed_and_stored(finished, command, measure, monkeypatch):
+@pytest.mark.parametrize(
+    "command, measure, name",
+    [
+        ("anneal", "annealed", "annealed-last-7-steps1000-chains16"),
+        ("gaps", "gaps", "gaps-last-7-samples5000"),
+    ],
+)
+def test_a_diagnosis_is_printed_and_stored(
+    finished, command, measure, name, monkeypatch
+):
     """What is measured is for test_diagnosis; here, that the command asks for it."""
     asked = lambda experiment, params, **how: {"latents": len(params), **how}
     monkeypatch.setattr(commands.diagnosis, measure, asked)
     argv = [command, "--run-dir", str(finished), "--num-images", "7"]
     commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
-    (file,) = finished.glob(f"{measure}-last-7.json")
-    assert json.loads(file.read_text())["num_images"] == 7
+    stored = json.loads((finished / f"{name}.json").read_text())
+    assert stored["num_images"] == 7
 
 
 def test_iwae_beta_schedules_and_other_choices_train(small, tmp_path):
@@ -528,9 +536,7 @@ def test_files_of_no_known_run_are_left_alone(tmp_path, name):
     file = tmp_path / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("of another program")
-    with pytest.raises(
-        ValueError, match="no knobs.json, but other files"
-    ):
+    with pytest.raises(ValueError, match="no knobs.json, but other files"):
         runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(), dict)
     assert file.read_text() == "of another program"
 

@@ -444,6 +444,15 @@ def test_wrong_weights_are_errors(wrong, message):
         loss_of(**{"f": 0.5, **wrong})
 
 
+@pytest.mark.parametrize("y", [-1, 3])
+def test_a_label_that_is_no_class_is_impossible(y):
+    x = x_now()
+    bound, _ = labelled_bound(
+        exact(), exact_params(), jax.random.key(0), x, jnp.array(y)
+    )
+    assert bound == -jnp.inf
+
+
 def test_wrong_batches_and_models_are_errors():
     for name, other in (("labelled", "unlabelled"), ("unlabelled", "labelled")):
         with pytest.raises(ValueError, match=f"batch has no '{other}' part"):

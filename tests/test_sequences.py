@@ -174,6 +174,55 @@ def test_padding_changes_no_probability(name):
         np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+TRANSFORMERS = sorted(DECODERS.keys() - {"gru"})
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_one_token_more_than_the_length_is_right_and_two_are_an_error(name):
+    net, params = DECODERS[name], drawn_params(name)
+    z, key = jnp.array(Z, jnp.float32), jax.random.key(3)
+    # The last token is predicted and not read, so that it needs no position.
+    draw = lambda net: decoding.decode(net, params, z, key, length=LENGTH + 1)
+    slow = decoding.uncached(net, LENGTH + 1)
+    np.testing.assert_array_equal(jax.jit(draw, static_argnums=0)(net), draw(slow))
+    search = functools.partial(decoding.beam_search, net, params, z, num_beams=2)
+    x, log_p = search(length=LENGTH + 1)
+    given = likelihoods.tokens(net, LENGTH + 1).apply(params, z)
+    np.testing.assert_allclose(log_p, jax.vmap(given.log_prob)(x), atol=2e-5)
+    message = f"{LENGTH + 2} tokens are too many for a Transformer of length {LENGTH}"
+    for call in (
+        lambda: decoding.decode(net, params, z, key, length=LENGTH + 2),
+        lambda: search(length=LENGTH + 2),
+        lambda: net.logits(params, z, jnp.full(LENGTH + 2, 3)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_an_encoder_refuses_a_longer_sequence():
+    encoder, x = ENCODERS["transformer"], jnp.full(LENGTH + 1, 3)
+    params = encoder.init(jax.random.key(0), x[:LENGTH])
+    with pytest.raises(ValueError, match=f"{LENGTH + 1} tokens are too many"):
+        encoder.apply(params, x)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_token_beyond_the_vocabulary_is_no_other_to_an_encoder(name):
+    encoder, x = ENCODERS[name], jnp.array([3, VOCABULARY - 1, END, PAD])
+    params = encoder.init(jax.random.key(0), x)
+    assert jnp.isfinite(encoder.apply(params, x)).all()
+    assert jnp.isnan(encoder.apply(params, x.at[1].set(VOCABULARY))).all()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_token_beyond_the_vocabulary_is_no_other_to_a_decoder(name):
+    net, params, z = DECODERS[name], drawn_params(name), jnp.array(Z, jnp.float32)
+    logits = net.logits(params, z, jnp.array([3, VOCABULARY, 4, 3]))
+    assert jnp.isnan(logits[2:]).all()
+    # Under a Transformer's mask 0 times nan is nan: there the rows before it are too.
+    assert name != "gru" or jnp.isfinite(logits[:2]).all()
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_padding_changes_no_code(name):
     encoder = ENCODERS[name]
@@ -310,6 +359,9 @@ def test_what_is_no_sequence_is_named(rows, message):
 
 
 def test_wrong_networks_and_choices_are_errors():
+    for rate in (2.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match="word dropout must be in"):
+            word_dropout(jax.random.key(0), jnp.ones(3, jnp.int32), rate)
     with pytest.raises(ValueError, match="heads must divide"):
         networks.transformer_decoder(5, 4, width=10, heads=4)
     with pytest.raises(ValueError, match="'prefix' or 'memory'"):
@@ -325,3 +377,10 @@ def test_wrong_networks_and_choices_are_errors():
             decoding.nucleus(mass, temperature=temperature)
     with pytest.raises(ValueError, match="num_beams"):
         decoding.beam_search(DECODERS["gru"], {}, jnp.zeros(2), length=3, num_beams=0)
+    for length in (0, -1):
+        with pytest.raises(ValueError, match="length must be at least 1"):
+            how = {"length": length, "num_beams": 1}
+            decoding.beam_search(DECODERS["gru"], {}, jnp.zeros(2), **how)
+        with pytest.raises(ValueError, match="length must be at least 1"):
+            key = jax.random.key(0)
+            decoding.decode(DECODERS["gru"], {}, jnp.zeros(2), key, length=length)

@@ -111,6 +111,30 @@ def test_it_falls_faster_than_adam_along_a_rotated_valley():
     assert final(scale_by_soap(refresh=5)) < 0.2 * final(optax.scale_by_adam())
 
 
+def test_bfloat16_parameters_are_moved_as_float32_ones():
+    """Their gradients are exact in float32: the steps differ in the last rounding."""
+    soap = scale_by_soap(refresh=1)
+    short = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), PARAMS)
+    as_long = lambda tree: jax.tree.map(lambda a: a.astype(jnp.float32), tree)
+    states, update = (
+        [soap.init(short), soap.init(as_long(short))],
+        quick_jit(soap.update),
+    )
+    for g in gradients(4):
+        g = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), g)
+        steps, states[0] = update(g, states[0])
+        expected, states[1] = update(as_long(g), states[1])
+        assert {a.dtype for a in jax.tree.leaves(steps)} == {jnp.dtype(jnp.bfloat16)}
+        for a, b in zip(*map(jax.tree.leaves, (steps, expected)), strict=True):
+            np.testing.assert_array_equal(a, b.astype(jnp.bfloat16))
+
+
+def test_no_parameters_are_no_steps():
+    soap = scale_by_soap()
+    steps, state = soap.update({}, soap.init({}))
+    assert steps == {} and state.count == 1 and state.parameters == ()
+
+
 @pytest.mark.parametrize(
     "how", [{"b1": 1.0}, {"b2": -0.1}, {"refresh": 0}, {"max_side": 0}]
 )

@@ -38,6 +38,11 @@ def test_an_epoch_has_each_example_once_and_its_own_order():
     assert (other != seen).any()
 
 
+def test_batches_of_one_are_the_same_order():
+    one, four = (streamed(Numbers(), batch_size=b, seed=1) for b in (1, 4))
+    np.testing.assert_array_equal(labels(one, range(24)), labels(four, range(6)))
+
+
 def test_a_batch_is_a_function_of_the_step():
     """Whatever was asked before: a run that goes on, or takes a dispatch again."""
     in_order = streamed(Numbers(), batch_size=3, seed=0)

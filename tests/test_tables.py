@@ -222,7 +222,31 @@ def test_a_schema_that_cannot_be_is_an_error(cells, options, message):
         fit_schema(np.array(cells), **options)
 
 
+def test_codes_with_an_underscore_are_text():
+    """Python's own way to write 1000."""
+    (column,) = fit_schema(np.array([["1_1"], ["1_2"], ["2_1"]], object)).columns
+    assert column == Column("x0", "categorical", categories=("1_1", "1_2", "2_1"))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e39, 1e200, 1.7e308])
+def test_the_scale_of_very_large_and_small_numbers_is_exact(size):
+    """By powers of 2 it goes with the numbers; that of 1, 2, 2, -2 is known."""
+    unit = 2.0 ** np.floor(np.log2(size) - 1)
+    rows = np.array([[1.0], [2.0], [2.0], [-2.0]])
+    schema = fit_schema(unit * rows)
+    (column,) = schema.columns
+    assert (column.mean, column.scale) == (0.75 * unit, np.std(rows) * unit)
+    assert schema_from_json(json.loads(json.dumps(schema_to_json(schema)))) == schema
+    np.testing.assert_array_equal(
+        encode(schema, unit * rows), encode(fit_schema(rows), rows)
+    )
+
+
 def test_rows_that_do_not_fit_the_schema_are_an_error():
+    numbers = fit_schema(np.array([[1.0], [2.0], [3.0]]))
+    for far in (1e39, -1e300):
+        with pytest.raises(ValueError, match="row 1, column 'x0': .* for float32"):
+            encode(numbers, np.array([[2.0], [far]]))
     schema = fit_schema(CELLS)
     with pytest.raises(ValueError, match="have 3 columns, the schema 4"):
         encode(schema, CELLS[:, :3])

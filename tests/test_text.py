@@ -29,6 +29,14 @@ def test_the_package_brings_its_sentences():
     assert "he played baseball in high school" in found
 
 
+def test_a_line_ends_at_a_line_end_alone(tmp_path):
+    """Not where Unicode has other breaks, which sentences from the web may hold."""
+    path = tmp_path / "lines.txt"
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes(f"a\u2028b\x85c{end}d\x0ce\x1cf{end}".encode())
+        assert load_sentences(path) == ["a\u2028b\x85c", "d\x0ce\x1cf"]
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_a_file_has_a_sentence_a_line(tmp_path, compressed):
     data = "\ufeffone two\r\n  three\n".encode()
@@ -42,6 +50,7 @@ def test_a_file_has_a_sentence_a_line(tmp_path, compressed):
     ("data", "message"),
     [
         (b"one\n\ntwo\n", "line 2 is empty"),
+        ("one\u2028one\n\n".encode(), "line 2 is empty"),
         (b"", "holds no sentence"),
         (b"\xff\xfe\x00", "no text in UTF-8"),
         (gzip.compress(b"one two three\n", mtime=0)[:-9], "damaged"),
@@ -109,6 +118,34 @@ def test_wrong_sentences_and_sizes_are_errors():
         split_sentences(["a"] * 100, 0)
     with pytest.raises(ValueError, match="at least 259 for bpe"):
         fit_tokenizer(["a b"], kind="bpe", size=100)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("--eval-samples 0", "eval_samples must be at least 1"),
+        ("--batch-size 0", "a batch_size of at least 1, got 8.0 and 0"),
+        ("--batch-size 500", "batch_size is 500"),
+        ("--epochs nan", "a finite number of epochs"),
+        ("--epochs 0", "at least 1 step"),
+        ("--learning-rate 0", "learning_rate"),
+        ("--cures none word_dropout --word-dropout 2", "word dropout must be in"),
+        ("--cures none free_bits --free-bits -1", "free_bits must be"),
+        ("--latents -1", "at least 1"),
+    ],
+)
+def test_a_wrong_knob_is_one_clear_message_before_any_training(
+    tmp_path, monkeypatch, capsys, wrong, message
+):
+    monkeypatch.setattr(text_vae.resumable, "train", None)
+    (tmp_path / "some.txt").write_text("\n".join(phrases(80)))
+    small = "--tokens words --vocabulary 100 --max-tokens 6 --width 8 --layers 1"
+    files = f"--dataset {tmp_path / 'some.txt'} --run-dir {tmp_path / 'run'}"
+    with pytest.raises(SystemExit) as caught:
+        text_vae.main([*f"{small} {files} --decoder gru".split(), *wrong.split()])
+    assert caught.value.code == 1
+    assert message in capsys.readouterr().err
+    assert not [*(tmp_path / "run").glob("[!.]*")], "nothing is written for a bad knob"
 
 
 def test_the_command_learns_beside_a_language_model(tmp_path, capsys):

@@ -40,19 +40,21 @@ def main(
     command = argv[0] if argv and argv[0] in commands else "train"
     rest = argv[1:] if argv and argv[0] in commands else argv
     program = f"python -m experiments.{name} {command}".removesuffix(" train")
-    try:
-        with clear_errors():
-            tyro.cli(commands[command], prog=program, args=rest)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    with clear_errors():
+        tyro.cli(commands[command], prog=program, args=rest)
 
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Where the user can mend it: one line and exit status 1 instead of a traceback."""
+    """Where the user can mend it: one line and exit status 1 instead of a traceback.
+
+    Of an interruption by the keyboard: one line and exit status 130.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
@@ -156,7 +158,8 @@ Args:
             num_steps=num_steps,
             num_chains=num_chains,
         )
-        _store(run_dir / f"annealed-{checkpoint}-{num_images}.json", result)
+        of = f"{checkpoint}-{num_images}-steps{num_steps}-chains{num_chains}"
+        _store(run_dir / f"annealed-{of}.json", result)
 
     def gaps_run(
         run_dir: Path = default_dir,
@@ -176,7 +179,8 @@ Args:
         result = diagnosis.gaps(
             experiment, params, num_images=num_images, num_samples=num_samples
         )
-        _store(run_dir / f"gaps-{checkpoint}-{num_images}.json", result)
+        file = f"gaps-{checkpoint}-{num_images}-samples{num_samples}.json"
+        _store(run_dir / file, result)
 
     def sample_run(
         run_dir: Path = default_dir,

@@ -85,7 +85,9 @@ def decode(
     """A sequence given z, int32 [length]: tokens, END, then PAD; cut where it is long.
 
     Each token costs one step of the network, which keeps what the earlier ones left.
+    Raises ValueError where length is below 1 or more than the network can score.
     """
+    _check_length(network, params, z, length)
 
     def step(carry, i: Array):
         cache, logits, ended = carry
@@ -109,10 +111,12 @@ def beam_search(
     """The likeliest sequences found, [num_beams, length], and their log-probabilities.
 
     At every place the num_beams best beginnings are kept; the first row is the best.
-    With num_beams = 1 it is `greedy`. Raises ValueError where num_beams is below 1.
+    With num_beams = 1 it is `greedy`. Raises ValueError where num_beams is below 1, and
+    as `decode`.
     """
     if num_beams < 1:
         raise ValueError(f"num_beams must be at least 1, got {num_beams}")
+    _check_length(network, params, z, length)
     repeat = lambda a: jnp.broadcast_to(a, (num_beams, *a.shape))
     cache, logits = jax.tree.map(repeat, network.start(params, z))
     # One beam to begin with: the others, being equal, must not crowd it out.
@@ -138,6 +142,16 @@ def beam_search(
     start = (cache, logits, log_p, x, jnp.zeros(num_beams, bool))
     _, _, log_p, x, _ = jax.lax.fori_loop(0, length, step, start)
     return x, log_p
+
+
+def _check_length(
+    network: SequenceNetwork, params: Params, z: Latents, length: int
+) -> None:
+    if length < 1:
+        raise ValueError(f"length must be at least 1, got {length}")
+    # Its steps cannot know: the place is no number when they are traced.
+    tokens = jax.ShapeDtypeStruct((length,), jnp.int32)
+    jax.eval_shape(network.logits, params, z, tokens)
 
 
 def uncached(network: SequenceNetwork, length: int) -> SequenceNetwork:

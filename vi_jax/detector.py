@@ -77,7 +77,8 @@ class VAEDetector(OutlierMixin, BaseEstimator):
     Attributes after `fit`: schema_ (`TableSchema`), params_ (of `model`), loss_ (minus
     the ELBO in nats a row, its mean over the last tenth of the steps), offset_ and
     n_features_in_. Every row is scored with the same draws of noise, so that its score
-    depends on nothing but the row.
+    depends on nothing but the row. The network keeps the shape that `fit` gave it:
+    another `latents` or `hidden` counts from the next `fit` on.
     """
 
     def __init__(
@@ -117,10 +118,12 @@ class VAEDetector(OutlierMixin, BaseEstimator):
         self._check()
         X = self._rows(X, reset=True, ensure_min_samples=2)
         self.schema_ = tables.fit_schema(X, kinds=self._kinds(X.shape[1]))
+        hidden = tuple(int(width) for width in self.hidden)
+        self._shape = _Shape(self.schema_.num_logits, int(self.latents), hidden)
         x = tables.encode(self.schema_, X)
         seed = check_random_state(self.random_state).randint(2**31 - 1)
         key_init, key_train = jax.random.split(jax.random.key(seed))
-        train = _trainer(self._shape(), int(self.batch_size))
+        train = _trainer(self._shape, int(self.batch_size))
         params, loss = train(
             key_init,
             key_train,
@@ -171,7 +174,7 @@ class VAEDetector(OutlierMixin, BaseEstimator):
         that a Model is good for.
         """
         check_is_fitted(self)
-        return _model(self._shape())
+        return _model(self._shape)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
@@ -207,14 +210,10 @@ class VAEDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"{len(kinds)} kinds for {num_columns} columns")
         return {f"x{j}": kind for j, kind in enumerate(kinds)}
 
-    def _shape(self) -> _Shape:
-        hidden = tuple(int(width) for width in self.hidden)
-        return _Shape(self.schema_.num_logits, int(self.latents), hidden)
-
     def _score_encoded(self, x: np.ndarray) -> np.ndarray:
         sampled = SCORES[self.anomaly_score][1]
         how = self.anomaly_score, int(self.num_samples) if sampled else None
-        program = _scorer(self._shape(), *how)
+        program = _scorer(self._shape, *how)
         parts = [
             np.asarray(program(self.params_, rows), np.float64)[mask]
             for rows, mask in padded(x, batch_size=ROWS_AT_A_TIME)

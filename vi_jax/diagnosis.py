@@ -28,8 +28,10 @@ def annealed(
     On as many images drawn from the model, where the posterior can be entered from its
     end too, annealing gives a lower and an upper bound in expectation: their `gap` says
     how far this annealing is from log p(x). Step sizes are tuned per image, in a run of
-    their own. Standard errors are those over images.
-    Raises ValueError where a number is below 1, and where latents are no one array.
+    their own. Standard errors are those over images, `difference_mc_stderr` the part
+    of it that is Monte Carlo error: nan with one chain or one sample.
+    Raises ValueError where a number is below 1, and where latents are discrete or no
+    one array.
     """
     _check(num_images=num_images, num_samples=num_samples)
     how = {"num_chains": num_chains}

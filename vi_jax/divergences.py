@@ -154,7 +154,8 @@ def kl_monte_carlo(
 
     def one(key: Key) -> Array:
         z = q.sample(key)
-        return q.log_prob(z) - p.log_prob(z)
+        # Of several layers there is one each.
+        return jnp.sum(q.log_prob(z)) - jnp.sum(p.log_prob(z))
 
     ratios = jax.vmap(one)(jax.random.split(key, num_samples))
     return Estimate(jnp.mean(ratios), jnp.std(ratios, ddof=1) / num_samples**0.5)

@@ -25,7 +25,7 @@ from jax.lax import stop_gradient
 
 from vi_jax import bounds
 from vi_jax.bounds import Bound
-from vi_jax.distributions import Distribution, StraightThroughBernoulli
+from vi_jax.distributions import Distribution, Mixture, StraightThroughBernoulli
 from vi_jax.math import scale_gradient, with_gradient_of
 from vi_jax.model import TermsFn, log_weight
 from vi_jax.quadrature import nodes
@@ -125,7 +125,9 @@ def dreg(
     # f'_i is 0, as for a weight that underflows, nothing comes.
     ratio = (first - beta * second) / jnp.where(first == 0, 1.0, first)
     z = jax.vmap(lambda z, r: jax.tree.map(lambda a: scale_gradient(a, r), z))(z, ratio)
-    surrogate = jnp.vdot(first, log_w(params, stop_gradient(q), z))
+    log_w = log_w(params, stop_gradient(q), z)
+    # Of an impossible sample the weight is 0, but 0 times -inf is nan.
+    surrogate = jnp.vdot(first, jnp.where(first == 0, 0.0, log_w))
     return with_gradient_of(bound(at), surrogate)
 
 
@@ -184,7 +186,9 @@ def vimco(
     at = stop_gradient(log_w)
     others = jnp.where(jnp.eye(k, dtype=bool), 0.0, at[None]).sum(1) / (k - 1)
     without = jnp.where(jnp.eye(k, dtype=bool), others[:, None], at[None])  # [k, k]
-    signals = bound(at) - jax.vmap(bound)(without)
+    baselines = jax.vmap(bound)(without)
+    # Where no other sample is possible there is none.
+    signals = bound(at) - jnp.where(baselines > -jnp.inf, baselines, 0.0)
     value = bound(log_w)
     return with_gradient_of(value, value + signals @ _log_q(q, z))
 
@@ -206,9 +210,10 @@ def enumeration(
     del z
     if bound is not bounds.elbo:
         raise ValueError("`enumeration` is for the ELBO: use `vimco` for other bounds")
-    if q.pathwise:
+    if q.pathwise or isinstance(q, Mixture) and q.components.pathwise:
         raise ValueError(
-            f"{type(q).__name__} has no finite list of outcomes: use `reparam`"
+            f"{type(q).__name__} has no finite list of outcomes: use `reparam`, or "
+            "`vimco` where its samples carry no gradient"
         )
     outcomes, probabilities = nodes(q)
     log_w = _log_weights(terms, beta)(params, q, outcomes)
@@ -259,7 +264,8 @@ def wake_sleep(
     log_w, z = _log_weights(terms, beta), stop_gradient(z)
     at_p = log_w(params, stop_gradient(q), z)
     weights = stop_gradient(jax.nn.softmax(at_p))
-    return with_gradient_of(bound(at_p), weights @ (at_p + _log_q(q, z)))
+    possible = jnp.where(weights > 0, at_p, 0.0)
+    return with_gradient_of(bound(at_p), weights @ (possible + _log_q(q, z)))
 
 
 def paired(q_bound: Bound, estimator: Estimator) -> Estimator:

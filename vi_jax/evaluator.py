@@ -73,7 +73,10 @@ def over_examples(
     numpy arrays [n, ...]. The key of an example depends on its place, `seed` and
     EVALUATION_SEED. Products are in full float32: by default accelerators shorten them,
     which moves a bound. With `file=`, an .npz, what is done is kept there by
-    name, and the same call after a crash goes on from it, bit for bit.
+    name, and the same call after a crash goes on from it, bit for bit. The file is one
+    of these params, rows and seed, and of results so named and shaped, but knows no
+    more of `one`: each function needs a file of its own.
+    The call raises ValueError where there is no example or contexts are not [n, ...].
     """
     batch_size *= mesh.size if mesh else 1
 
@@ -95,15 +98,23 @@ def over_examples(
         *,
         file: Path | None = None,
     ):
+        if not len(x):
+            raise ValueError(f"nothing to evaluate: there is no {unit}")
         rows, params = (x, contexts), sharding.replicated(params, mesh)
-        alone = jax.process_count() == 1
-        kept = open_partial(file, (params, *rows)) if file and alone else None
-        parts, first = [], 0
-        if kept and kept.done:
+        parts, first, kept = [], 0, None
+        if file and jax.process_count() == 1:
             batch, _ = next(padded(rows, batch_size=batch_size))
-            structure = jax.tree.structure(jax.eval_shape(some, params, 0, batch))
-            parts = [jax.tree.unflatten(structure, kept.done.values())]
-            first = len(jax.tree.leaves(parts)[0])
+            shapes = jax.eval_shape(some, params, 0, batch)
+            # Not their first axis: the batch may be of another size the next time.
+            about = {n: (s.dtype.name, s.shape[1:]) for n, s in _named(shapes).items()}
+            kept = open_partial(file, (params, *rows, repr((seed, about))))
+            if kept.done.keys() == about.keys():  # a damaged file may have lost a name
+                leaves, structure = jax.tree.flatten(shapes)
+                pairs = zip(kept.done.values(), leaves, strict=True)
+                # numpy's file has forgotten the name of a bfloat16.
+                done = [a.view(s.dtype) for a, s in pairs]
+                parts = [jax.tree.unflatten(structure, done)]
+                first = len(done[0])
         rest = jax.tree.map(lambda a: a[first:], rows)
         with progress_bar(len(x), unit, disable=not progress) as bar:
             bar.update(first)

@@ -120,6 +120,8 @@ def categorical(x: Array, num_classes: int) -> Categorical:
         raise ValueError(
             f"x must be integers [n], n at least 1, got {x.dtype} {list(x.shape)}"
         )
+    # Else the number of classes would wrap in a type of 8 bits.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.int32))
     _refuse(
         (x < 0) | (x >= num_classes),
         f"the labels at {{}} lie outside [0, {num_classes})",

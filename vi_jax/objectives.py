@@ -96,6 +96,7 @@ def batch_loss(
     `accumulate` takes the batch in as many parts, one after another, and adds up their
     gradients: memory holds one part, and the numbers are those of the whole batch. By
     default, on CPU, as many as keep a part to 2,500 samples, which stay in its cache.
+    In parts only the parameters have a gradient; accumulate=1 gives one in the data.
     For many samples an example, `terms=partial(sampled_terms, num_chunks=...)` does so.
     Raises ValueError where a model comes with `context`, or a `Conditional` without,
     and from the loss where `accumulate` does not divide the batch.
@@ -246,6 +247,8 @@ def penalised_loss(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
+    if not isinstance(model, tuple):
+        raise ValueError("a penalty is for a Model: give a conditional one its context")
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         key_x, key_z, key_penalty = jax.random.split(key, 3)

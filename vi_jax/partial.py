@@ -24,7 +24,7 @@ class Partial(NamedTuple):
 
 
 def open_partial(file: Path, inputs: Any) -> Partial:
-    """What `file`, an .npz, has of the results of the arrays `inputs`.
+    """What `file`, an .npz, has of the results of the arrays and strings `inputs`.
 
     A file of other inputs, or a damaged one, counts as none. Saving is atomic, and
     raises OSError where the file cannot be written.
@@ -55,6 +55,7 @@ def _read(file: Path, digest: str) -> dict[str, np.ndarray]:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
             if str(stored["digest"]) == digest:
                 return {name: stored[name] for name in stored.files if name != "digest"}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+    # RuntimeError: of a flipped bit that calls a member encrypted or compressed anew.
+    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
         pass
     return {}

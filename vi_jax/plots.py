@@ -26,7 +26,7 @@ def image_grid(
     rows, columns = _rows_and_columns(len(images), columns)
     figure = Figure(figsize=(columns * 0.55, rows * 0.55 + 0.3 * bool(title)), dpi=150)
     axes = figure.add_axes((0, 0, 1, 1 - 0.3 * bool(title) / (rows * 0.55 + 0.3)))
-    axes.imshow(sheet.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.axis("off")
     if title:
         axes.set_title(title, fontsize=9)
@@ -39,7 +39,7 @@ def _rows_and_columns(n: int, columns: int) -> tuple[int, int]:
 
 
 def _sheet(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
-    """Images [n, h, w, c] in one, [h', w', c], on grey."""
+    """Images [n, h, w, c] in one, [h', w'] for c = 1 and else [h', w', c], on grey."""
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"images must be [n, h, w, 1 or 3], got {images.shape}")
@@ -51,7 +51,7 @@ def _sheet(images: np.ndarray, columns: int, gap: int) -> np.ndarray:
     for i, image in enumerate(images):
         top, left = (i // columns) * (h + gap) + gap, (i % columns) * (w + gap) + gap
         sheet[top : top + h, left : left + w] = np.clip(image, 0, 1)
-    return sheet
+    return sheet[..., 0] if c == 1 else sheet
 
 
 def named_rows(rows: Mapping[str, np.ndarray], *, gap: int = 1) -> Figure:
@@ -73,7 +73,7 @@ def named_rows(rows: Mapping[str, np.ndarray], *, gap: int = 1) -> Figure:
         (margin / (size[0] + margin), 0, size[0] / (size[0] + margin), 1)
     )
     axes.imshow(
-        sheet.squeeze(),
+        sheet,
         cmap="gray",
         vmin=0,
         vmax=1,
@@ -92,15 +92,18 @@ def animation(
 ) -> bytes:
     """A GIF that plays frames [t, n, h, w, c] there and back: n images at each time.
 
-    `zoom` repeats pixels. Raises ValueError as `image_grid`, and for a zoom below 1.
+    `zoom` repeats pixels. Raises ValueError as `image_grid`, where there is no frame,
+    and where zoom is below 1 or seconds not positive.
     """
     if zoom < 1 or not seconds > 0:
         raise ValueError(f"needed: zoom >= 1, seconds > 0, got {zoom} and {seconds}")
+    if not len(frames):
+        raise ValueError("nothing to play: there is no frame")
     sheets = [_sheet(images, columns, gap=1) for images in frames]
     pictures = []
     for sheet in [*sheets, *sheets[-2:0:-1]]:
         pixels = np.rint(255 * sheet).astype(np.uint8).repeat(zoom, 0).repeat(zoom, 1)
-        pictures.append(Image.fromarray(pixels.squeeze()))
+        pictures.append(Image.fromarray(pixels))
     file = io.BytesIO()
     pictures[0].save(
         file,
@@ -211,7 +214,7 @@ def rate_distortion(
             f"{b:g}", (x, y), (4, 4), textcoords="offset points", color=colour, size=8
         )
     axes.set(xlabel="rate, nats", ylabel="distortion, nats")
-    axes.set(ylim=(0.9 * distortion.min(), 1.05 * distortion.max()), xlim=ends)
+    axes.set(ylim=_around(distortion), xlim=ends)
     axes.legend(frameon=False)
     return figure
 
@@ -258,12 +261,12 @@ def training_curves(records: Sequence[dict[str, float]]) -> Figure:
     left.plot(step, bound, label="train (the objective)", lw=1)
     valid_step, valid = _series(records, "valid_bound")
     left.plot(valid_step, valid, "o-", ms=3, label="validation (IWAE-100)", lw=1)
-    _limit(left, bound, valid)
+    left.set_ylim(_around(_settled(bound), _settled(valid)))
     left.set(xlabel="step", ylabel="bound, nats (higher is better)")
-    for name in ("rate", "distortion"):
-        step, values = _series(records, name)
+    parts = {name: _series(records, name) for name in ("rate", "distortion")}
+    for name, (step, values) in parts.items():
         right.plot(step, values, label=name, lw=1)
-    right.set_ylim(0, 1.1 * max(_settled(values), default=1.0))
+    right.set_ylim(_around(*(_settled(values) for _, values in parts.values())))
     right.set(xlabel="step", ylabel="nats")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
@@ -273,15 +276,17 @@ def training_curves(records: Sequence[dict[str, float]]) -> Figure:
 
 
 def _settled(values: np.ndarray) -> np.ndarray:
-    later = values[len(values) // 20 :]
-    return later[np.isfinite(later)]
+    return values[len(values) // 20 :]
 
 
-def _limit(axes: Axes, *series: np.ndarray) -> None:
-    settled = np.concatenate([_settled(values) for values in series])
-    if settled.size:
-        margin = 0.05 * np.ptp(settled) + 1e-3
-        axes.set_ylim(settled.min() - margin, settled.max() + margin)
+def _around(*series: np.ndarray) -> tuple[float, float] | None:
+    """The ends of an axis that shows what is finite, with a margin of its range."""
+    values = np.concatenate(series)
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    margin = 0.05 * np.ptp(values) + 1e-3
+    return values.min() - margin, values.max() + margin
 
 
 def _series(records: Sequence[dict[str, float]], name: str):

@@ -73,11 +73,13 @@ def train(
     """
     checkpoints = open_checkpoints(run_dir / "checkpoints")
     state, records = _train(training, state, run_dir, checkpoints)
+    num_steps = int(state.step)
     if training.which == "best":
         state = checkpoints.restore(state, "best")
     about = {
-        "train_seconds": round(records[-1]["seconds"], 1),
-        "steps": records[-1]["step"],
+        # No record where metrics.jsonl was lost after the last step.
+        "train_seconds": round(records[-1]["seconds"] if records else 0.0, 1),
+        "steps": num_steps,
         "skipped_steps": sum(r["skipped"] for r in records),
         "checkpoint": training.which,
         "seed": training.seed,

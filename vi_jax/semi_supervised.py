@@ -95,8 +95,8 @@ def labelled_bound(
 ) -> tuple[Array, Terms]:
     """The bound on log p(x, y) of one example and its class, [], and its Terms [k].
 
-    bound(log w) + log p(y), with the log-weights of the model given y. Options and
-    errors are those of `objectives.per_example`.
+    bound(log w) + log p(y), with the log-weights of the model given y; -inf for a y
+    that is no class. The options are those of `objectives.per_example`, as its errors.
     """
     one_hot = jax.nn.one_hot(y, model.log_prior.size)
     value, parts = per_example(
@@ -109,7 +109,7 @@ def labelled_bound(
         num_samples=num_samples,
         terms=terms,
     )
-    return value + jnp.asarray(model.log_prior)[y], parts
+    return value + Categorical(jnp.asarray(model.log_prior)).log_prob(y), parts
 
 
 def unlabelled_bound(
@@ -131,7 +131,7 @@ def unlabelled_bound(
     of the variance with 20 undecided classes), at the price of a noisier gradient of
     the rest (14 times); what does not depend on y is computed once. `q` is the model's
     classifier by default, any other is as valid; `class_mean` is how the sum is taken.
-    Options are those of `per_example`.
+    Options are those of `labelled_bound`.
     Ref: Kingma et al. 2014, arXiv:1406.5298, equation 7.
     """
     key_y, key_z = jax.random.split(key)

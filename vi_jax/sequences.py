@@ -60,9 +60,13 @@ def word_dropout(key: Key, x: Array, rate: float | Array) -> Array:
 
     A decoder reads UNKNOWN in place of a marked token when it predicts those behind it;
     that token is still to be predicted, and an encoder reads it as it is. The decoder
-    cannot lean on its own words alone then, and has to ask z.
+    cannot lean on its own words alone then, and has to ask z. Raises ValueError where
+    a rate that is not traced is outside [0, 1].
     Ref: Bowman et al. 2016, arXiv:1511.06349.
     """
+    traced = isinstance(rate, jax.core.Tracer)
+    if not traced and not np.all((0 <= np.asarray(rate)) & (np.asarray(rate) <= 1)):
+        raise ValueError(f"the rate of word dropout must be in [0, 1], got {rate}")
     marked = jax.random.bernoulli(key, rate, x.shape) & (x != END)
     return jnp.where(marked, -abs(x), x)
 

@@ -17,6 +17,7 @@ device: what counts is b k / devices.
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
@@ -163,7 +165,8 @@ def mean_in_parts(mean: Mean, num: int) -> Mean:
 
     Memory holds one part and one gradient of the parameters, and nothing is computed
     twice. Only params have a gradient, in reverse mode, and aux has none.
-    Raises ValueError, when called, where num is below 1 or does not divide n.
+    Raises ValueError, when called, where num is below 1 or does not divide n, and
+    where a gradient in rows or rest is asked for.
     """
     if num == 1:
         return mean
@@ -185,11 +188,29 @@ def mean_in_parts(mean: Mean, num: int) -> Mean:
     def whole(params, rows, rest):
         return forward(params, rows, rest)[0]
 
-    def backward(grads, cotangent):
-        return jax.tree.map(lambda g: cotangent[0] * g, grads), None, None
+    def checked(*primals):
+        params, *others = primals
+        if any(p.perturbed for p in jax.tree.leaves(others, is_leaf=_is_primal)):
+            raise ValueError(
+                "a batch that is taken in parts has a gradient in the parameters "
+                "alone: pass accumulate=1 for one in the data or in beta"
+            )
+        value = lambda primal: primal.value
+        return forward(*jax.tree.map(value, primals, is_leaf=_is_primal))
 
-    whole.defvjp(forward, backward)
+    def backward(grads, cotangent):
+        scale = cotangent[0]
+        if isinstance(scale, SymbolicZero):
+            scale = jnp.zeros(scale.shape, scale.dtype)
+        # The loss may be of another precision than a parameter.
+        return jax.tree.map(lambda g: (scale * g).astype(g.dtype), grads), None, None
+
+    whole.defvjp(checked, backward, symbolic_zeros=True)
     return whole
+
+
+def _is_primal(value: object) -> bool:
+    return isinstance(value, CustomVJPPrimal)
 
 
 @contextlib.contextmanager
@@ -200,7 +221,10 @@ def joined(address: str | None, num: int | None, index: int | None) -> Iterator[
     and in Open MPI, which know them. To be entered before anything is computed, and
     with the same program in every process. A process that ends by an error, or is
     killed, ends all others, within half a minute where nothing else shows it.
+    Raises ValueError for an address without a port.
     """
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+        raise ValueError(f"needed: HOST:PORT of the first process, got {address!r}")
     jax.distributed.initialize(address, num, index, heartbeat_timeout_seconds=30)
     try:
         yield

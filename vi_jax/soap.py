@@ -41,9 +41,9 @@ def scale_by_soap(
     U and V follow by one step of orthogonal iteration every `refresh` steps. A side
     longer than `max_side`, and a vector, is not rotated: without any rotation this is
     Adam. A parameter of more axes, such as the kernel of a convolution, is taken as the
-    matrix of its last axis and all others. Its products are in full float32 on every
-    device: in the short floats that accelerators choose by default the bases lose
-    their right angles.
+    matrix of its last axis and all others. What it keeps is float32 for parameters of
+    fewer bits too, and its products are in full float32 on every device: in the short
+    floats that accelerators choose by default the bases lose their right angles.
     Raises ValueError where a decay is outside [0, 1) or a count below 1.
     Ref: Vyas et al. 2025, arXiv:2409.11321.
     """
@@ -68,7 +68,7 @@ def scale_by_soap(
         return SoapState(jnp.zeros((), jnp.int32), tuple(start(p) for p in leaves))
 
     def direction(old: _Matrix, g: Array, count: Array) -> tuple[Array, _Matrix]:
-        shape, g = g.shape, _as_matrix(g)
+        shape, dtype, g = g.shape, g.dtype, _as_matrix(g)
         second = _decay(old.second, (_left(g), _right(g)), b2)
         old = jax.lax.cond(
             (count == 1) | (count % refresh == 0), _turn, lambda m, _: m, old, second
@@ -78,7 +78,7 @@ def scale_by_soap(
         square = b2 * old.square + (1 - b2) * rotated**2
         step = mean / (1 - b1**count) / (jnp.sqrt(square / (1 - b2**count)) + eps)
         back = tuple(None if q is None else q.T for q in old.basis)
-        step = _rotate(step, back).reshape(shape)
+        step = _rotate(step, back).reshape(shape).astype(dtype)
         return step, _Matrix(mean, square, second, old.basis)
 
     @jax.default_matmul_precision("highest")
@@ -90,13 +90,16 @@ def scale_by_soap(
             direction(m, g, count)
             for m, g in zip(state.parameters, leaves, strict=True)
         ]
-        steps, parameters = zip(*pairs, strict=True)
+        steps = [step for step, _ in pairs]
+        parameters = tuple(matrix for _, matrix in pairs)
         return jax.tree.unflatten(treedef, steps), SoapState(count, parameters)
 
     return optax.GradientTransformation(init, update)
 
 
 def _as_matrix(g: Array) -> Array:
+    g = jnp.asarray(g)
+    g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
     return g.reshape(-1, g.shape[-1]) if g.ndim > 2 else g
 
 

@@ -87,7 +87,7 @@ def _parse(path: Path, lines: Iterator[str], threshold: float):
     first = next(rows, None)
     if first is None:
         raise ValueError(f"{path} is empty: it must have an interaction a line")
-    columns = _columns(path, first[1])
+    columns = _columns(path, *first)
     if columns is None:
         columns = {"user": 0, "item": 1} | ({"rating": 2} if len(first[1]) > 2 else {})
         rows = itertools.chain([first], rows)
@@ -103,31 +103,35 @@ def _parse(path: Path, lines: Iterator[str], threshold: float):
 
 def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     """(line number, fields) of the lines that are not blank."""
-    first = next(lines, "")
+    there = ((i, line) for i, line in enumerate(lines) if line.strip())
+    before, first = next(there, (0, ""))
+    if not first:
+        return
     mark = next((m for m in ("\t", "::", ",") if m in first), None)
     if mark is None:
-        if not first.strip():
-            return
         raise ValueError(
-            f"{path}, line 1: {first.strip()[:40]!r} has one column: needed are user "
-            "and item, split by a tab, '::' or a comma"
+            f"{path}, line {before + 1}: {first.strip()[:40]!r} has one column: needed "
+            "are user and item, split by a tab, '::' or a comma"
         )
     split = (line.replace("::", "\t") if mark == "::" else line for line in lines)
     start = first.replace("::", "\t") if mark == "::" else first
     text = itertools.chain([start], split)
     if mark == ",":
-        reader = csv.reader(text)
+        reader = csv.reader(text, strict=True)
     else:
         reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
         for row in reader:
             if row:
-                yield reader.line_num, [field.strip() for field in row]
+                yield before + reader.line_num, [field.strip() for field in row]
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        raise ValueError(
+            f"{path}, line {before + reader.line_num}: this is no table of ratings "
+            f"({error})"
+        ) from error
 
 
-def _columns(path: Path, row: list[str]) -> dict[str, int] | None:
+def _columns(path: Path, number: int, row: list[str]) -> dict[str, int] | None:
     """Where a header says that the columns are; None where the row is no header."""
     plain = [field.split(":")[0].lower().replace("_", "") for field in row]
     found = {
@@ -138,8 +142,8 @@ def _columns(path: Path, row: list[str]) -> dict[str, int] | None:
     }
     if found and not {"user", "item"} <= set(found):
         raise ValueError(
-            f"{path}, line 1: the header {row} must name a user and an item column, "
-            "such as user_id and item_id"
+            f"{path}, line {number}: the header {row} must name a user and an item "
+            "column, such as user_id and item_id"
         )
     return found or None
 

@@ -58,7 +58,8 @@ def streamed(
         """This process's rows of all batches, one after another."""
 
         def __len__(self) -> int:
-            return len(order) // batch_size * len(rows)
+            # The endless order is as long as a length can be, which grain rounds up.
+            return min(len(order), 2**62) // batch_size * len(rows)
 
         def __getitem__(self, i: int) -> dict[str, np.ndarray]:
             step, j = divmod(i, len(rows))

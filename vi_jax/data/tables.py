@@ -193,8 +193,8 @@ def _fit_column(name: str, cells: np.ndarray, kind: Kind | None) -> Column:
         finite = _finite(name, cells, numbers, missing)[~missing]
         # A constant column has no scale of its own; its mean may round.
         constant = len(distinct) == 1
-        mean = finite[0] if constant else finite.mean()
-        return Column(name, kind, float(mean), 1.0 if constant else _spread(finite))
+        mean, scale = (finite[0], 1.0) if constant else _mean_and_scale(finite)
+        return Column(name, kind, float(mean), float(scale))
     if kind == "binary" and len(distinct) > 2:
         raise ValueError(f"column {name!r} is binary, but has {len(distinct)} values")
     if kind == "categorical" and len(distinct) < 2:
@@ -202,10 +202,14 @@ def _fit_column(name: str, cells: np.ndarray, kind: Kind | None) -> Column:
     return Column(name, kind, categories=tuple(distinct.tolist()))
 
 
-def _spread(values: np.ndarray) -> float:
-    """The standard deviation, 1 where it is too small for float64 to divide by."""
-    spread = float(values.std())
-    return spread if spread > 1e-12 * max(1e-280, abs(values).max()) else 1.0
+def _mean_and_scale(values: np.ndarray) -> tuple[float, float]:
+    """The mean and the standard deviation, 1 where float64 cannot divide by it."""
+    greatest = abs(values).max()
+    # Sums and squares overflow long before what they give; powers of 2 do not round.
+    exponent = np.frexp(greatest)[1]
+    of_one = np.ldexp(values, -exponent)
+    mean, spread = (np.ldexp(a, exponent) for a in (of_one.mean(), of_one.std()))
+    return mean, spread if spread > 1e-12 * max(1e-280, greatest) else 1.0
 
 
 def encode(
@@ -220,8 +224,8 @@ def encode(
     categories, a missing value NaN. A category that the training rows did not have has
     no code: it raises, or with unseen="missing" counts as missing.
     Raises ValueError for another number of columns, a value that is no finite number in
-    a continuous column, and an unseen category, naming the row (from 0), the column and
-    how many there are.
+    a continuous column or is beyond float32 when standardised, and an unseen category,
+    naming the row (from 0), the column and how many there are.
     """
     cells = _as_cells(cells)
     if unseen not in ("error", "missing"):
@@ -241,7 +245,11 @@ def _encode_column(column: Column, cells: np.ndarray, unseen: str) -> np.ndarray
     numbers, is_number, missing = _parse(cells)
     if column.kind == "continuous":
         values = _finite(column.name, cells, numbers, missing)
-        return (values - column.mean) / column.scale
+        with np.errstate(over="ignore"):
+            standard = (values - column.mean) / column.scale
+        far = abs(standard) > np.finfo(np.float32).max
+        _refuse(column.name, cells, far, f"is too far from {column.mean:g} for float32")
+        return standard
     code_of = {value: float(code) for code, value in enumerate(column.categories)}
     of_text = isinstance(column.categories[0], str)
     values = _texts(cells) if of_text else numbers.tolist()
@@ -349,6 +357,8 @@ def _parse(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _number(cell: Any) -> float:
+    if isinstance(cell, str) and "_" in cell:  # a code: Python reads 1_1 as 11
+        return math.nan
     try:
         return float(cell)
     except (TypeError, ValueError):
@@ -373,11 +383,15 @@ def _finite(
     name: str, cells: np.ndarray, numbers: np.ndarray, missing: np.ndarray
 ) -> np.ndarray:
     """The numbers, NaN where missing; an error where one is anything else."""
-    wrong = ~missing & ~np.isfinite(numbers)
+    _refuse(name, cells, ~missing & ~np.isfinite(numbers), "is no finite number")
+    return np.where(missing, np.nan, numbers)
+
+
+def _refuse(name: str, cells: np.ndarray, wrong: np.ndarray, why: str) -> None:
+    """Raise ValueError that names the first of the wrong cells, where there is one."""
     if wrong.any():
         row = int(np.argmax(wrong))
         raise ValueError(
-            f"row {row}, column {name!r}: {str(cells[row])!r} is no finite number "
+            f"row {row}, column {name!r}: {str(cells[row])!r} {why} "
             f"({int(wrong.sum())} such rows)"
         )
-    return np.where(missing, np.nan, numbers)

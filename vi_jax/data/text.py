@@ -1,6 +1,7 @@
 """Sentences, one a line: those of the package, of a file, or of a prepared set."""
 
 import gzip
+import io
 from pathlib import Path
 
 from vi_jax.data import files
@@ -36,7 +37,7 @@ def _read(path: Path) -> list[str]:
     data = path.read_bytes()
     try:
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = _lines(data.decode("utf-8-sig"))
     # gzip alone raises OSError, EOFError and zlib.error for damaged bytes.
     except Exception as error:
         raise ValueError(f"{path} is no text in UTF-8, or damaged ({error})") from error
@@ -58,4 +59,9 @@ def _not_empty(dataset: str | Path, found: list[str]) -> list[str]:
 def _prepared(name: str, split: str, data_dir: str | Path | None) -> list[str]:
     records = open_records(name, split, needed={"text"}, data_dir=data_dir)
     texts = (records[i]["text"].decode("utf-8") for i in range(len(records)))
-    return [line for text in texts for line in text.splitlines()]
+    return [line for text in texts for line in _lines(text)]
+
+
+def _lines(text: str) -> list[str]:
+    # Not `splitlines`, which also cuts at a form feed, U+0085 and U+2028.
+    return list(io.StringIO(text, newline=None))

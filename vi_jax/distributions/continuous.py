@@ -66,7 +66,8 @@ class Gamma:
     pathwise: ClassVar[bool] = True
 
     def sample(self, key: Key) -> Array:
-        return jax.random.gamma(key, self.concentration) / self.rate
+        x = jax.random.gamma(key, self.concentration) / self.rate
+        return jnp.maximum(x, jnp.finfo(x.dtype).tiny)  # where it is rounded to 0
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.concentration, self.rate])
@@ -87,7 +88,9 @@ class Beta:
     pathwise: ClassVar[bool] = True
 
     def sample(self, key: Key) -> Array:
-        return jax.random.beta(key, self.a, self.b)
+        x = jax.random.beta(key, self.a, self.b)
+        limits = jnp.finfo(x.dtype)
+        return jnp.clip(x, limits.tiny, 1 - limits.epsneg)  # where it is rounded there
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.a, self.b])

@@ -76,6 +76,8 @@ class Categorical:
         chex.assert_rank(x, 0)
         if not jnp.issubdtype(jnp.result_type(x), jnp.integer):
             raise ValueError(f"a class is an integer, got {jnp.result_type(x)}")
+        # Else the number of classes would wrap in a type of 8 bits.
+        x = jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.int32))
         # By itself an index counts -1 from the end, and stops at the end.
         is_class = (x >= 0) & (x < self.logits.size)
         return jnp.where(is_class, jax.nn.log_softmax(self.logits)[x], -jnp.inf)

@@ -23,7 +23,7 @@ class Mixture:
         return jax.tree.map(lambda leaf: leaf[m], self.components).sample(key_x)
 
     def log_prob(self, x: Array) -> Array:
-        each = jax.vmap(lambda c: c.log_prob(x))(self.components)  # [m]
+        each = jax.vmap(lambda c: jnp.sum(c.log_prob(x)))(self.components)  # [m]
         return jax.nn.logsumexp(jax.nn.log_softmax(self.logits) + each)
 
     def mean(self) -> Array:

@@ -184,7 +184,8 @@ def variational_em(
     once, so that this is EM. q starts at p(z). M-step: that of EM, under this q. No
     half-step lowers the ELBO; it stops where both together gain less than `tolerance`
     nats per example. A pure function, to be jitted. Raises ValueError where step_size
-    is outside (0, 1], the floor is not positive or num_iterations is below 1.
+    is outside (0, 1], the floor is not positive, num_iterations is below 1 or tolerance
+    is nan.
     Ref: Neal & Hinton 1998; Hoffman et al. 2013, arXiv:1206.7051.
     """
     check_floor(floor)
@@ -193,6 +194,8 @@ def variational_em(
             "needed: 0 < step_size <= 1 and num_iterations >= 1, got "
             f"{step_size} and {num_iterations}"
         )
+    if tolerance != tolerance:
+        raise ValueError("tolerance is nan: it must be a number of nats")
 
     def body(carry):
         i, _, log_q, now, _, elbo, history = carry

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vi_jax.distributions import Distribution
+from vi_jax.distributions import Distribution, Mixture
 from vi_jax.math import log_mean_exp
 from vi_jax.model import Model, log_joint
 from vi_jax.types import Array, Key, Params
@@ -32,7 +32,7 @@ class AisEstimate(NamedTuple):
     """What the chains of one example say of log p(x), nats."""
 
     log_px: Array  # [] log mean w: a lower bound in expectation; an upper one backwards
-    stderr: Array  # [] of log_px, from the spread of the weights
+    stderr: Array  # [] of log_px, from the spread of the weights; nan for one chain
     log_w: Array  # [num_chains]
     acceptance: Array  # [] mean, of all transitions
 
@@ -53,19 +53,40 @@ def sigmoid_betas(num_steps: int, *, steepness: float = 4.0) -> Array:
 
 
 class _Bridge(NamedTuple):
+    start: Distribution  # r(z)
     log_f: Callable[[Array, Array], Array]  # (z, b) -> log f_b(z)
     slope: Callable[[Array], Array]  # z -> log p(x, z) - log r(z), that of log f in b
 
 
-def _bridge(model: Model, params: Params, start: Distribution, x: Array) -> _Bridge:
+def _bridge(
+    model: Model, params: Params, start: Distribution | None, x: Array
+) -> _Bridge:
+    prior = model.prior(params)
+    start = prior if start is None else start
+    for each in (prior, start):
+        _require_continuous(each)
     log_r = lambda z: jnp.sum(start.log_prob(z))
     slope = lambda z: log_joint(model, params, x, z) - log_r(z)
-    return _Bridge(lambda z, beta: log_r(z) + beta * slope(z), slope)
+    return _Bridge(start, lambda z, beta: log_r(z) + beta * slope(z), slope)
+
+
+def _require_continuous(d: Distribution) -> None:
+    # A draw of a mixture carries no gradient, but it is as continuous as its parts.
+    while isinstance(d, Mixture):
+        d = d.components
+    if not d.pathwise:
+        raise ValueError(
+            "annealing moves continuous latents along a gradient, and those of "
+            f"{type(d).__name__} are discrete: use importance sampling"
+        )
 
 
 def _draws(start: Distribution, key: Key, num_chains: int) -> Array:
-    z = jax.vmap(start.sample)(jax.random.split(key, num_chains))
-    if not isinstance(z, jax.Array):
+    return _one_array(jax.vmap(start.sample)(jax.random.split(key, num_chains)))
+
+
+def _one_array(z: Array) -> Array:
+    if not isinstance(z, jax.Array | np.ndarray):
         raise ValueError(
             "annealing moves latents that are one array, and these are a "
             f"{type(z).__name__} of several: use importance sampling"
@@ -120,7 +141,7 @@ def tune(
     own past, and the bound would be lost. `start` is r(z), by default p(z). The
     schedule is `sigmoid_betas(num_steps)`.
     Raises ValueError where num_steps, num_leapfrog, num_chains or step_size is not
-    positive.
+    positive, and where latents are discrete or not one array.
     """
     if num_leapfrog < 1 or num_chains < 1 or not step_size > 0:
         raise ValueError(
@@ -128,10 +149,9 @@ def tune(
             f"{num_leapfrog}, {num_chains} and {step_size}"
         )
     betas = sigmoid_betas(num_steps)
-    start = model.prior(params) if start is None else start
     bridge = _bridge(model, params, start, x)
     key_start, key_moves = jax.random.split(key)
-    z = _draws(start, key_start, num_chains)
+    z = _draws(bridge.start, key_start, num_chains)
 
     def at(carry, i_and_beta):
         z, size = carry
@@ -163,15 +183,15 @@ def ais(
     log w = sum_i (b_i+1 - b_i) log(p(x, z_i) / r(z_i)) along a chain z_i ~ f_b_i, and
     E[w] = p(x) whatever the transitions do, so that log mean w is a lower bound in
     expectation; it nears log p(x) as the steps grow. One step is importance sampling
-    from r. `start` must be that of `tune`. Latents are one array.
-    Raises ValueError where num_chains is below 1 or the schedule has no step.
+    from r. `start` must be that of `tune`.
+    Raises ValueError where num_chains is below 1 or the schedule has no step, and where
+    latents are discrete or not one array.
     Ref: Neal 2001; Wu et al. 2017, arXiv:1611.04273.
     """
     _check_chains(num_chains, annealing)
-    start = model.prior(params) if start is None else start
     bridge = _bridge(model, params, start, x)
     key_start, key_moves = jax.random.split(key)
-    z = _draws(start, key_start, num_chains)
+    z = _draws(bridge.start, key_start, num_chains)
     rises = jnp.diff(annealing.betas)
     log_w = rises[0] * jax.vmap(bridge.slope)(z)
     log_w, acceptance = _walk(bridge, key_moves, z, log_w, rises[1:], annealing)
@@ -198,9 +218,8 @@ def reverse_ais(
     Raises ValueError as `ais` does. Ref: Grosse et al. 2015, arXiv:1511.02543.
     """
     _check_chains(num_chains, annealing)
-    start = model.prior(params) if start is None else start
     bridge = _bridge(model, params, start, x)
-    zs = jnp.broadcast_to(z, (num_chains, *z.shape))
+    zs = jnp.broadcast_to(_one_array(z), (num_chains, *z.shape))
     falls = -jnp.diff(annealing.betas)
     log_w = falls[-1] * jax.vmap(bridge.slope)(zs)
     how = {"reverse": True}
@@ -250,5 +269,5 @@ def _check_chains(num_chains: int, annealing: Annealing) -> None:
 def _estimate(log_w: Array, acceptance: Array) -> AisEstimate:
     k = log_w.shape[0]
     ess = jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
-    stderr = jnp.sqrt(jnp.maximum(1 / ess - 1 / k, 0.0))
+    stderr = jnp.sqrt(jnp.maximum(1 / ess - 1 / k, 0.0)) if k > 1 else ess * jnp.nan
     return AisEstimate(log_mean_exp(log_w), stderr, log_w, acceptance)

@@ -53,7 +53,8 @@ class Chain:
     def pathwise(self) -> bool:
         """Whether every layer's sample carries the gradient."""
         record = lambda z, distribution: distribution.pathwise
-        return all(self._collect(lambda i, d: d.mean(), record))
+        draw = lambda i, d: d.sample(jax.random.key(0))  # its shape and type matter
+        return all(self._collect(draw, record))
 
     def sample(self, key: Key) -> Latents:
         """(z_1, ..., z_L)."""
@@ -104,14 +105,15 @@ def _chain(first: Component, links: Sequence[Component], *, downward: bool):
     applies = tuple(link.apply for link in links)
 
     def init(key: Key, x: Any) -> Params:
-        keys = jax.random.split(key, len(links) + 1)
-        params = first.init(keys[0], x[-1] if downward else x)
+        key, *keys = jax.random.split(key, len(links) + 1)
+        params = first.init(key, x[-1] if downward else x)
         at = () if downward else (x,)
-        z = first.apply(params, *at).sample(keys[0])
+        # Draws are for their shapes: whatever the key.
+        z = first.apply(params, *at).sample(jax.random.clone(key))
         of_links = []
-        for key_link, link in zip(keys[1:], links, strict=True):
-            of_links.append(link.init(key_link, z))
-            z = link.apply(of_links[-1], z).sample(key_link)
+        for key, link in zip(keys, links, strict=True):
+            of_links.append(link.init(key, z))
+            z = link.apply(of_links[-1], z).sample(jax.random.clone(key))
         return {"first": params, "links": tuple(of_links)}
 
     def apply(params: Params, *x: Array) -> Chain:

@@ -24,10 +24,12 @@ def vae(prior: Component, posterior: Component, likelihood: Component) -> Model:
         z = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shape)
         params["prior"] = prior.init(key_p, z)
         params["likelihood"] = likelihood.init(key_x, z)
-        mean = lambda part, *a: jax.eval_shape(lambda *a: part.apply(*a).mean(), *a)
-        _check_fit("prior", mean(prior, params["prior"]), "latents", z)
-        x_mean = mean(likelihood, params["likelihood"], z)
-        _check_fit("likelihood", x_mean, "example", x)
+        event = lambda part, *a: jax.eval_shape(
+            lambda key, *a: part.apply(*a).sample(key), key, *a
+        )
+        _check_fit("prior", event(prior, params["prior"]), "latents", z)
+        of_x = event(likelihood, params["likelihood"], z)
+        _check_fit("likelihood", of_x, "example", x)
         return params
 
     return Model(

@@ -43,6 +43,11 @@ def _scan(gru: Gru, h: Array, a: Array, reads: Array) -> tuple[Array, Array]:
     return over_places(gru, h, (a, reads))
 
 
+def _rows(table: Array, x: Array) -> Array:
+    """Rows x [t] of table [v, w], nan for a token beyond it, as `linen.Embed` does."""
+    return jnp.take(table, x, axis=0, mode="fill")
+
+
 class _Encoder(linen.Module):
     vocabulary: int
     outputs: int
@@ -55,7 +60,7 @@ class _Encoder(linen.Module):
         ends = []
         for order in (slice(None), slice(None, None, -1)):
             # A product for each token of the vocabulary, not for each place of x.
-            a = linen.Dense(3 * self.width)(embed.embedding)[x[order]]
+            a = _rows(linen.Dense(3 * self.width)(embed.embedding), x[order])
             h = jnp.zeros(self.width, a.dtype)
             ends.append(_scan(Gru(self.width), h, a, (x != PAD)[order])[0])
         return linen.Dense(self.outputs)(jnp.concatenate(ends))
@@ -83,7 +88,7 @@ class _Decoder(linen.Module):
         # A product for each token of the vocabulary, the beginning in front.
         table = self.inputs[0](jnp.concatenate([self.begin, self.embed.embedding]))
         before = jnp.concatenate([jnp.zeros(1, x.dtype), x[:-1] + 1])
-        a, reads = table[before] + always[None], jnp.ones(x.shape, bool)
+        a, reads = _rows(table, before) + always[None], jnp.ones(x.shape, bool)
         h = _scan(self.grus[0], states[0], a, reads)[1]
         above = zip(states[1:], self.grus[1:], self.inputs[1:], strict=True)
         for state, gru, inputs in above:

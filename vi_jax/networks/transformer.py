@@ -58,6 +58,7 @@ class _Encoder(linen.Module):
 
     @linen.compact
     def __call__(self, x: Array) -> Array:
+        _require_room(x, self.length)
         x = true_tokens(x)
         is_token = x != PAD
         h = linen.Embed(self.vocabulary, self.width)(x)
@@ -112,6 +113,7 @@ class _Decoder(linen.Module):
 
     def logits(self, z: Latents, x: Array) -> Array:
         """[t, v], row i from z and x[:i]."""
+        _require_room(x, self.length, num_unread=1)
         h = self._before(z)
         h = jnp.concatenate([h, self._read(x[:-1], self.positions[: x.size - 1])])
         h, _, _ = self._through(h, self._memory(z))
@@ -183,7 +185,7 @@ def transformer_encoder(
     """Tokens x int32 [t], t <= length -> [outputs], from the mean over the tokens.
 
     Every token sees every other, and none sees PAD. Raises ValueError where a number is
-    below 1 or heads does not divide width.
+    below 1 or heads does not divide width, and from `apply` for a longer x.
     Ref: Vaswani et al. 2017, arXiv:1706.03762.
     """
     _check(vocabulary, length, outputs, layers, width=width, heads=heads)
@@ -205,8 +207,9 @@ def transformer_decoder(
     A linear map of z makes `slots` vectors. As a `prefix` they stand before the first
     token and go through the layers with it; as `memory` every layer attends to them as
     they are. z [0] leaves a plain language model. Scores are products with the
-    embeddings of the tokens. Raises ValueError as `transformer_encoder`, and where
-    `latent` is another word.
+    embeddings of the tokens. At most `length` tokens are read, so that x has one more
+    at most, the last one being only predicted. Raises ValueError as
+    `transformer_encoder`, and where `latent` is another word.
     Ref: Vaswani et al. 2017, arXiv:1706.03762; Li et al. 2020, arXiv:2004.04092.
     """
     _check(vocabulary, length, slots, layers, width=width, heads=heads)
@@ -227,6 +230,14 @@ def sequence_network(module: linen.Module) -> SequenceNetwork:
         return lambda params, *a: module.apply({"params": params}, *a, method=name)
 
     return SequenceNetwork(init, method("logits"), method("start"), method("step"))
+
+
+def _require_room(x: Array, length: int, *, num_unread: int = 0) -> None:
+    if x.size > length + num_unread:
+        raise ValueError(
+            f"{x.size} tokens are too many for a Transformer of length {length}: make "
+            "it with a greater length"
+        )
 
 
 def _check(*at_least_one: int, width: int, heads: int) -> None:
