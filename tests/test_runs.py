@@ -346,7 +346,7 @@ def test_diagnoses_of_a_conditional_model_are_given_the_label(conditional):
         mnist_fsvae.build,
         [*argv, "--num-samples", "50"],
     )
-    found = json.loads((run_dir / "gaps-last-3.json").read_text())
+    found = json.loads((run_dir / "gaps-last-3-samples50.json").read_text())
     built, state = final_state(run_dir, "mnist_fsvae")
     contexts = built.contexts(built.data.test_label[:3])
     measure = make_evaluator(built.model, num_samples=500, batch_size=3)
