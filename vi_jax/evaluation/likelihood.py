@@ -71,7 +71,8 @@ def log_likelihood(
         pair, counts = draw(i)
         kept = jnp.where(counts, pair[0].astype(dtype), -jnp.inf)
         top = jax.lax.top_k(jnp.concatenate([sums.top, kept]), num_top)[0]
-        greatest = _finite(top[0])
+        # Not top[0]: on CPU what waits for the sorted ones costs 4% of the whole.
+        greatest = _finite(jnp.maximum(sums.top[0], jnp.max(kept)))
         w = jnp.exp(kept - greatest)
         scale = jnp.exp(sums.top[0] - greatest)
         mean = jnp.sum(jnp.where(counts, pair, 0.0), 1) / jnp.sum(counts)
