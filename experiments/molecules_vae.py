@@ -46,6 +46,7 @@ from experiments.molecules import Row, Vocabulary
 from experiments.molecules_control import Contexts
 from experiments.molecules_properties import Reference, appraise, properties
 from experiments.molecules_report import asked_against_got, draw_pictures, table
+from experiments.stored import own_or_stored
 from vi_jax import (
     decoding,
     likelihoods,
@@ -373,13 +374,11 @@ def search_report(
 
 
 def collect(run_dir: Path) -> list[dict[str, Any]]:
-    """Results of run_dir, then those stored of other models."""
-    own = [runs.read_json(path) for path in sorted(run_dir.glob("*/result.json"))]
-    stored = json.loads(STORED.read_text()) if STORED.exists() else []
+    """Results of each model and temperature, as `own_or_stored` has them."""
     keys = ("representation", "model", "temperature")
-    which = lambda result: [result[key] for key in keys]
-    have = [which(result) for result in own]
-    return own + [result for result in stored if which(result) not in have]
+    cells_of = lambda result: [tuple(result[key] for key in keys)]
+    found = own_or_stored(run_dir, STORED, cells_of, needed={*keys, "measures"})
+    return [result for results in found.values() for result in results]
 
 
 def main(
