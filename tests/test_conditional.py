@@ -222,6 +222,8 @@ def test_wrong_use_is_an_error():
     how = {"preprocess": lambda key, batch: batch["x"]}
     with pytest.raises(ValueError, match="needs `context`"):
         objectives.batch_loss(small(), **how)
+    with pytest.raises(ValueError, match="give a conditional one its context"):
+        objectives.free_bits_loss(small(), free_bits=0.1, **how)
     plain = linear_gaussian(LATENTS)
     with pytest.raises(ValueError, match="a Model takes none"):
         objectives.batch_loss(plain, context=lambda batch: batch["c"], **how)
