@@ -164,6 +164,18 @@ def test_many_samples_add_up_however_large_log_w_is(size):
     np.testing.assert_allclose(got.ess / k, np.exp(-1), rtol=0.02)
 
 
+@pytest.mark.parametrize("least, log_px", [(0.0, np.log(0.5)), (99.0, -np.inf)])
+def test_impossible_draws_count_as_nothing(least, log_px):
+    """p(x | z) is 1 where z, from N(0, 1), is above `least`, and else 0."""
+    normal = Normal(jnp.zeros(1), jnp.ones(1))
+    log_lik = lambda z: jnp.where(z[0] > least, 0.0, -jnp.inf)
+    given = lambda params, z: SimpleNamespace(log_prob=lambda x: log_lik(z))
+    model = Model(None, lambda params: normal, lambda params, x: normal, given)
+    got = estimate(model, (), X, num_samples=10_000)
+    np.testing.assert_allclose(got.log_px, log_px, atol=0.045)  # 4.5 of 1 / sqrt(k)
+    assert got.elbo == -np.inf and got.distortion == np.inf
+
+
 @pytest.mark.parametrize("params, x", ["84", "48", "44", "88"])
 def test_densities_of_either_width_meet_data_of_either(params, x):
     """With 64 bits on, 4 or 8 bytes a number."""

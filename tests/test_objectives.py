@@ -97,6 +97,14 @@ def test_the_gradient_of_a_batch_in_parts_has_the_type_of_the_parameters(x64, ki
             assert {g.dtype.name for g in jax.tree.leaves(grads)} == {kind}
 
 
+def test_metrics_carry_no_gradient_in_parts_either():
+    for num in (1, 2):
+        loss = batch_loss(WRONG, preprocess=preprocess, accumulate=num)
+        rate = lambda params, loss=loss: loss(params, jax.random.key(0), batch_at(0))[1]
+        grads = jax.grad(lambda params, rate=rate: rate(params)["rate"])(wrong_params())
+        assert all(not g.any() for g in jax.tree.leaves(grads))
+
+
 def test_a_gradient_in_the_data_is_right_or_an_error():
     def of_data(x, num):
         loss = batch_loss(WRONG, preprocess=preprocess, accumulate=num)

@@ -25,7 +25,7 @@ from jax.lax import stop_gradient
 
 from vi_jax import bounds
 from vi_jax.bounds import Bound
-from vi_jax.distributions import Distribution, Mixture, StraightThroughBernoulli
+from vi_jax.distributions import Distribution, StraightThroughBernoulli, is_continuous
 from vi_jax.math import scale_gradient, with_gradient_of
 from vi_jax.model import TermsFn, log_weight
 from vi_jax.quadrature import nodes
@@ -210,7 +210,7 @@ def enumeration(
     del z
     if bound is not bounds.elbo:
         raise ValueError("`enumeration` is for the ELBO: use `vimco` for other bounds")
-    if q.pathwise or isinstance(q, Mixture) and q.components.pathwise:
+    if is_continuous(q):
         raise ValueError(
             f"{type(q).__name__} has no finite list of outcomes: use `reparam`, or "
             "`vimco` where its samples carry no gradient"

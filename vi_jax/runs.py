@@ -5,6 +5,7 @@ import dataclasses
 import fnmatch
 import importlib.metadata
 import inspect
+import itertools
 import json
 import os
 import platform
@@ -66,24 +67,26 @@ def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
         try:
             yield
         except Exception:
-            if sharding.is_first() and not _written(folder, ("knobs.json", "run.json")):
-                path.unlink(missing_ok=True)
-                (folder / "run.json").unlink(missing_ok=True)
+            ours = ("knobs.json", "run.json")
+            if sharding.is_first() and not any(_written(folder, ours)):
+                for name in ours:
+                    (folder / name).unlink(missing_ok=True)
             raise
 
 
 def _require_new(folder: Path) -> None:
-    if there := _written(folder):
+    there = list(itertools.islice(_written(folder), 3))
+    if there:
         raise ValueError(
-            f"{folder} has no knobs.json, but other files ({', '.join(there[:3])}): it "
+            f"{folder} has no knobs.json, but other files ({', '.join(there)}): it "
             "is not known what run they are of; pass another --run-dir"
         )
 
 
-def _written(folder: Path, but: tuple[str, ...] = ()) -> list[str]:
-    files = [path.name for path in folder.rglob("*") if path.is_file()]
+def _written(folder: Path, but: tuple[str, ...] = ()) -> Iterator[str]:
+    files = (path.name for path in folder.rglob("*") if path.is_file())
     expected = (*_BEFORE, *but)
-    return [f for f in files if not any(fnmatch.fnmatch(f, e) for e in expected)]
+    return (f for f in files if not any(fnmatch.fnmatch(f, e) for e in expected))
 
 
 def once(folder: Path, experiment: str, knobs, work: Callable[[], dict]) -> dict:

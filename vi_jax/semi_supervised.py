@@ -127,10 +127,10 @@ def unlabelled_bound(
     sum_y q(y | x) bound_y - KL(q(y | x) || p(y)) with bound_y on log p(x | y): below
     log p(x) in expectation for every lower bound, by KL(q(y | x) || p(y | x)) where the
     bound_y are exact. The classes share their draws, so that the differences between
-    them, all that the classifier learns from, are less noisy (its gradient had a 66th
-    of the variance with 20 undecided classes), at the price of a noisier gradient of
-    the rest (14 times); what does not depend on y is computed once. `q` is the model's
-    classifier by default, any other is as valid; `class_mean` is how the sum is taken.
+    them, all that the classifier learns from, are less noisy, at the price of a noisier
+    gradient of the rest while the classes are undecided; what does not depend on y is
+    computed once. `q` is the model's classifier by default, any other is as valid;
+    `class_mean` is how the sum is taken.
     Options are those of `labelled_bound`.
     Ref: Kingma et al. 2014, arXiv:1406.5298, equation 7.
     """

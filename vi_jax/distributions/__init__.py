@@ -24,7 +24,10 @@ from vi_jax.distributions.discrete import (
     StraightThroughBernoulli as StraightThroughBernoulli,
     binary_states as binary_states,
 )
-from vi_jax.distributions.mixture import Mixture as Mixture
+from vi_jax.distributions.mixture import (
+    Mixture as Mixture,
+    is_continuous as is_continuous,
+)
 from vi_jax.distributions.pixels import (
     ContinuousBernoulli as ContinuousBernoulli,
     DiscretizedLogistic as DiscretizedLogistic,

@@ -9,6 +9,13 @@ from vi_jax.distributions.base import Distribution, register
 from vi_jax.types import Array, Key
 
 
+def is_continuous(d: Distribution) -> bool:
+    """Whether draws follow a path: of a mixture they carry none, but its parts' may."""
+    while isinstance(d, Mixture):
+        d = d.components
+    return d.pathwise
+
+
 @register
 class Mixture:
     """sum_m softmax(logits)_m components_m; leaves of `components` lead with [m]."""

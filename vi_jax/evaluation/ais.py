@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vi_jax.distributions import Distribution, Mixture
+from vi_jax.distributions import Distribution, is_continuous
 from vi_jax.math import log_mean_exp
 from vi_jax.model import Model, log_joint
 from vi_jax.types import Array, Key, Params
@@ -64,21 +64,14 @@ def _bridge(
     prior = model.prior(params)
     start = prior if start is None else start
     for each in (prior, start):
-        _require_continuous(each)
+        if not is_continuous(each):
+            raise ValueError(
+                "annealing moves continuous latents along a gradient, and those of "
+                f"{type(each).__name__} are discrete: use importance sampling"
+            )
     log_r = lambda z: jnp.sum(start.log_prob(z))
     slope = lambda z: log_joint(model, params, x, z) - log_r(z)
     return _Bridge(start, lambda z, beta: log_r(z) + beta * slope(z), slope)
-
-
-def _require_continuous(d: Distribution) -> None:
-    # A draw of a mixture carries no gradient, but it is as continuous as its parts.
-    while isinstance(d, Mixture):
-        d = d.components
-    if not d.pathwise:
-        raise ValueError(
-            "annealing moves continuous latents along a gradient, and those of "
-            f"{type(d).__name__} are discrete: use importance sampling"
-        )
 
 
 def _draws(start: Distribution, key: Key, num_chains: int) -> Array:
