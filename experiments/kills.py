@@ -9,8 +9,8 @@ every finished run the last and the best checkpoint, each record of metrics.json
 its clock, and the result must be those of the undisturbed run bit for bit.
 
 Expect 17 finished runs, all the same (seed 0; 9 of the 50 kills fell before the first
-step, 14 into training with its checkpoints, 26 into the evaluation and the pictures;
-on another machine, at another speed, others will).
+step, 14 into training with its checkpoints, 26 into the evaluation and the pictures, 1
+after the result was written; on another machine, at another speed, others will).
 """
 
 import json
