@@ -104,6 +104,10 @@ def test_a_diagonal_normal_is_a_full_one():
         wide = FullNormal(q.loc, jnp.diag(q.scale))
         np.testing.assert_allclose(kl(p, q), kl(p, wide), rtol=1e-12)
         np.testing.assert_allclose(kl(q, p), kl(wide, p), rtol=1e-12)
+        round_one = Normal(q.loc, jnp.array(0.7))  # a scale for all of its dimensions
+        wide = FullNormal(q.loc, 0.7 * jnp.eye(q.loc.size))
+        np.testing.assert_allclose(kl(p, round_one), kl(p, wide), rtol=1e-12)
+        np.testing.assert_allclose(kl(round_one, p), kl(wide, p), rtol=1e-12)
 
 
 def test_kl_of_classes_that_q_or_p_excludes():

@@ -90,6 +90,7 @@ def test_threshold_and_least_number_of_choices(tmp_path):
         ("r.csv", "u a 5\nu b 4\n", "line 1: 'u a 5' has one column"),
         ("r.csv", "u,a,5\nu,b,good\n", "line 2: the rating 'good' is no number"),
         ("r.csv", "u,a,5\nu,b,nan\n", "line 2: the rating 'nan' is no number"),
+        ("r.csv", "u,a,5\nu,b,1_0\n", "line 2: the rating '1_0' is no number"),
         ("r.csv", "user,item,rating\n\nu,b\n", "line 3: .* has 2 columns"),
         ("r.tsv", "u\ta\t5\n\tb\t5\n", "line 2: the user or the item is empty"),
         ("r.csv", "user_id,rating\nu,5\n", "must name a user and an item column"),

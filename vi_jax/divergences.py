@@ -41,7 +41,7 @@ def _kl_full_normal(q: FullNormal, p: FullNormal) -> Array:
 
 def _full(d: Normal) -> FullNormal:
     chex.assert_rank(d.loc, 1)
-    return FullNormal(d.loc, jnp.diag(d.scale))
+    return FullNormal(d.loc, jnp.diag(jnp.broadcast_to(d.scale, d.loc.shape)))
 
 
 def _kl_logits(a: Array, b: Array) -> Array:

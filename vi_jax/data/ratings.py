@@ -161,7 +161,7 @@ def _interaction(path: Path, number: int, row: list[str], columns: dict[str, int
         return user, item, None
     text = row[columns["rating"]]
     try:
-        rating = float(text)
+        rating = float(text) if "_" not in text else np.nan  # Python reads 1_1 as 11
     except ValueError:
         rating = np.nan
     if not np.isfinite(rating):
