@@ -356,7 +356,7 @@ def test_what_is_no_class_is_refused(x):
 
 @examples(40)
 @given(
-    vectors(4, -(2.0**127), 2.0**127), st.lists(st.booleans(), min_size=4, max_size=4)
+    vectors(4, -(2.0**125), 2.0**125), st.lists(st.booleans(), min_size=4, max_size=4)
 )
 def test_coins_are_right_for_every_finite_logit(logits, outcomes):
     """Also where a sigmoid is 0 or 1 in float32, and so is the gradient."""
@@ -365,8 +365,10 @@ def test_coins_are_right_for_every_finite_logit(logits, outcomes):
     l = np.float64(logits)
     terms = -np.logaddexp(0, np.where(x == 1, -l, l))
     # The error of exp(-|l|), relative, is that of l times its size, which is below 104
-    # where the result is not 0: 104 x 2^-23.
-    np.testing.assert_allclose(value, np.maximum(terms.sum(), -np.inf), rtol=1.3e-5)
+    # where the result is not 0: 104 x 2^-23. A CPU may take each that is no normal
+    # number for 0, as exp(-88) beside exp(-77): 4 x 2^-126.
+    expected = np.maximum(terms.sum(), -np.inf)
+    np.testing.assert_allclose(value, expected, rtol=1.3e-5, atol=4.8e-38)
     np.testing.assert_allclose(gradient, x - special.expit(l), atol=1e-6)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from flax import linen
 
 from vi_jax import (
     bounds,
@@ -20,6 +21,7 @@ from vi_jax import (
     posteriors,
     priors,
 )
+from vi_jax.networks import gru
 from vi_jax.sequences import END, PAD, UNKNOWN, pad, unpad, word_dropout
 
 VOCABULARY, LENGTH = 5, 4
@@ -221,6 +223,27 @@ def test_a_token_beyond_the_vocabulary_is_no_other_to_a_decoder(name):
     assert jnp.isnan(logits[2:]).all()
     # Under a Transformer's mask 0 times nan is nan: there the rows before it are too.
     assert name != "gru" or jnp.isfinite(logits[:2]).all()
+
+
+def test_the_gru_is_flaxs_with_a_bias_for_every_gate():
+    h, a, x = (
+        jax.random.normal(jax.random.key(i), (n,)) for i, n in enumerate((4, 12, 9))
+    )
+    own = gru.Gru(4)
+    dense = own.init(jax.random.key(3), h, a)["params"]["Dense_0"]
+    dense["bias"] += jnp.linspace(-1, 1, 12)
+    from_x = jax.random.normal(jax.random.key(4), (9, 12))
+    of_h, of_x, bias = (
+        jnp.split(b, 3, axis=-1) for b in (dense["kernel"], from_x, dense["bias"])
+    )
+    nothing = jnp.zeros(4)
+    cell = {f"h{g}": {"kernel": k} for g, k in zip("rzn", of_h, strict=True)}
+    cell |= {f"i{g}": {"kernel": k} for g, k in zip("rzn", of_x, strict=True)}
+    cell["hn"]["bias"], cell["in"]["bias"] = bias[2], nothing
+    cell["ir"]["bias"], cell["iz"]["bias"] = bias[:2]
+    expected, _ = linen.GRUCell(4).apply({"params": cell}, h, x)
+    found = own.apply({"params": {"Dense_0": dense}}, h, x @ from_x)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

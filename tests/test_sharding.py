@@ -242,10 +242,15 @@ def test_parts_that_are_not_equal_are_an_error(options, message):
 
 def test_in_parts_keeps_the_order_of_rows_and_the_gradient():
     a = jnp.arange(24.0).reshape(12, 2)
-    f = lambda tree: {"out": jax.vmap(jnp.sin)(tree["a"]).sum(1)}
+
+    def f(tree):
+        of_one = lambda a: {"out": jnp.sin(a).sum(), "pairs": jnp.outer(a, a)}
+        return jax.vmap(of_one)(tree["a"])
+
     for num in (1, 3, 12):
-        found = sharding.in_parts(f, num)({"a": a})["out"]
-        np.testing.assert_allclose(found, np.sin(a).sum(1), rtol=1e-5)
+        found = sharding.in_parts(f, num)({"a": a})
+        np.testing.assert_allclose(found["out"], np.sin(a).sum(1), rtol=1e-5)
+        np.testing.assert_array_equal(found["pairs"], a[:, :, None] * a[:, None])
         grad = jax.grad(
             lambda a, n=num: sharding.in_parts(f, n)({"a": a})["out"].sum()
         )(a)
