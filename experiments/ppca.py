@@ -41,9 +41,9 @@ from vi_jax import (
 from vi_jax.commands import clear_errors
 from vi_jax.data import batches, sources
 from vi_jax.evaluation import variational_gap
+from vi_jax.maximum_likelihood import moments, ppca
 from vi_jax.model import Model
 from vi_jax.models import linear_gaussian
-from vi_jax.models.linear_gaussian import moments, ppca_maximum_likelihood
 from vi_jax.types import Params
 
 
@@ -97,7 +97,7 @@ def load(knobs: Knobs) -> Data:
 
 def closed_form(knobs: Knobs, x: np.ndarray) -> Fitted:
     start = time.perf_counter()
-    params = jax.block_until_ready(ppca_maximum_likelihood(x, knobs.latents))
+    params = jax.block_until_ready(ppca(x, knobs.latents))
     return Fitted(params, np.array([]), np.array([]), time.perf_counter() - start)
 
 

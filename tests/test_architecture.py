@@ -83,7 +83,7 @@ OWNERS = {
     "tensorflow_datasets": {"data"},
     "matplotlib": {"figures", "plots"},
     "grain": {"data"},
-    "threadpoolctl": {"training"},
+    "threadpoolctl": {"cpu"},
     "tensorboardX": {"runs"},
     "optax": {
         *("aggressive", "soap", "sweep", "training", "resumable", "experiment"),

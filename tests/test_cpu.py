@@ -11,7 +11,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import PartitionSpec as P
 
-from vi_jax import evaluator, sharding, training
+from vi_jax import cpu, evaluator, sharding, training
 from vi_jax.cpu import for_cpu
 from vi_jax.data import batches
 from vi_jax.networks.convolution import downsample, upsample
@@ -271,7 +271,7 @@ def test_training_runs_the_rewritten_gradient(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(training, "for_cpu", seen)
+    monkeypatch.setattr(cpu, "for_cpu", seen)
     w, x = jax.tree.map(lambda a: jnp.asarray(a, "f"), arguments())
     loss = lambda w, key, batch: (layers(w, x), {})
     sgd = optax.sgd(1e-3)

@@ -252,7 +252,7 @@ def small_set(tmp_path_factory):
                 yield i, {"image": Image.fromarray(pixels), "label": i % 3}
 
     data_dir = tmp_path_factory.mktemp("sets")
-    with prepared._quiet():
+    with prepared.quiet():
         Small(data_dir=data_dir).download_and_prepare(file_format="array_record")
     return data_dir
 

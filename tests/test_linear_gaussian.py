@@ -16,10 +16,10 @@ from vi_jax import em, estimators, networks, objectives, posteriors, training
 from vi_jax.data import batches
 from vi_jax.distributions import FullNormal
 from vi_jax.evaluation import exact_elbo
+from vi_jax.maximum_likelihood import moments, ppca
 from vi_jax.model import Model
 from vi_jax.models import linear_gaussian
 from vi_jax.models.gaussian_mixture import scale_tril
-from vi_jax.models.linear_gaussian import moments, ppca_maximum_likelihood
 from vi_jax.types import Component
 
 NOISES = ("isotropic", "diagonal")
@@ -164,7 +164,7 @@ def test_the_closed_form_scores_as_scikit_learns_pca(name, precision):
     x = real(name)
     expected = decomposition.PCA(3, svd_solver="full").fit(x).score(x)
     with jax.enable_x64(x64):
-        params = ppca_maximum_likelihood(x, 3)
+        params = ppca(x, 3)
         assert params["weight"].dtype == (np.float64 if x64 else np.float32)
     longer = np.sqrt(len(x) / (len(x) - 1))
     found = as_numbers(params)
@@ -190,7 +190,7 @@ def test_the_closed_form_is_the_eigendecomposition_and_a_maximum(x):
     noise_var = values[:-2].mean()
     top = vectors[:, -2:]
     with jax.enable_x64(True):
-        params = ppca_maximum_likelihood(x, 2)
+        params = ppca(x, 2)
     found = as_numbers(params)
     np.testing.assert_allclose(found.mean, x.mean(0), 1e-10)
     np.testing.assert_allclose(np.exp(2 * found.log_noise), noise_var, 1e-10)
@@ -214,7 +214,7 @@ def test_latent_means_span_the_subspace_of_pca():
     x = real("wine")
     pca = decomposition.PCA(3, svd_solver="full").fit(x)
     with jax.enable_x64(True):
-        params = ppca_maximum_likelihood(x, 3)
+        params = ppca(x, 3)
         model = linear_gaussian(3, noise="isotropic")
         z = quick_jit(jax.vmap(lambda x: model.posterior(params, x).loc))(jnp.array(x))
     ours = np.linalg.qr(np.asarray(params["weight"]))[0]
@@ -230,8 +230,8 @@ def test_the_closed_form_turns_with_the_data_and_ignores_their_order():
     x = data()
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(5, 5)))[0]
     with jax.enable_x64(True):
-        a = as_numbers(ppca_maximum_likelihood(x, 2))
-        b = as_numbers(ppca_maximum_likelihood(x[::-1] @ turn.T, 2))
+        a = as_numbers(ppca(x, 2))
+        b = as_numbers(ppca(x[::-1] @ turn.T, 2))
     np.testing.assert_allclose(b.covariance(), turn @ a.covariance() @ turn.T, 1e-10)
 
 
@@ -240,9 +240,9 @@ def test_float32_bears_a_mean_far_from_0_and_spreads_far_apart():
     rng = np.random.default_rng(4)
     spreads = np.array([10, 3, 1, 1e-3, 1e-3])
     x = (100 * (spreads > 0.1) + spreads * rng.normal(size=(5000, 5))).astype("f")
-    narrow = ppca_maximum_likelihood(x, 3)
+    narrow = ppca(x, 3)
     with jax.enable_x64(True):
-        wide = ppca_maximum_likelihood(x.astype("d"), 3)
+        wide = ppca(x.astype("d"), 3)
     np.testing.assert_allclose(narrow["mean"], wide["mean"], 1e-6, atol=1e-7)
     np.testing.assert_allclose(narrow["log_noise"], wide["log_noise"], 1e-5)
 
@@ -250,7 +250,7 @@ def test_float32_bears_a_mean_far_from_0_and_spreads_far_apart():
 @pytest.mark.parametrize("dtype", ["int32", "uint8", "float16"])
 def test_integers_and_half_precision_are_data_too(dtype):
     x = np.round(5 * abs(data())).astype(dtype)
-    a, b = ppca_maximum_likelihood(x, 2), ppca_maximum_likelihood(x.astype("f"), 2)
+    a, b = ppca(x, 2), ppca(x.astype("f"), 2)
     assert jax.tree.map(np.array_equal, a, b) == dict.fromkeys(a, True)
 
 
@@ -320,7 +320,7 @@ def test_log_px_never_falls_and_is_that_of_the_parameters(noise, precision):
 def test_em_with_isotropic_noise_reaches_the_closed_form(name):
     x = real(name)
     with jax.enable_x64(True):
-        best = ppca_maximum_likelihood(x, 3)
+        best = ppca(x, 3)
         fit = em.fit_linear_gaussian(
             jax.random.key(1),
             x,
@@ -373,7 +373,7 @@ def test_em_works_for_more_columns_than_rows_and_under_vmap():
         starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
         run = functools.partial(em.em, steps, num_iterations=20_000, tolerance=1e-13)
         fit = quick_jit(jax.vmap(lambda params: run(params, found)))(starts)
-        best = mean_log_px(ppca_maximum_likelihood(x, 2), x)
+        best = mean_log_px(ppca(x, 2), x)
     np.testing.assert_allclose(fit.log_px, best, 1e-8)
 
 
@@ -447,7 +447,7 @@ def test_a_linear_encoder_of_diagonal_covariance_reaches_the_closed_form():
     )
     loss = lambda params, key, batch: (-elbo_of(model, params, batch["x"]), {})
     params = trained(model, loss, x, learning_rate=0.1, num_steps=6000)
-    best = mean_log_px(ppca_maximum_likelihood(x, 2), x)
+    best = mean_log_px(ppca(x, 2), x)
     assert best - 1e-3 < mean_log_px(own(params), x) < best + 1e-5
     assert (
         best - 1e-3
@@ -521,7 +521,7 @@ BAD = {
 def test_bad_data_get_a_clear_error_from_both_fits(case):
     x, latents, message = BAD[case]
     with pytest.raises(ValueError, match=message):
-        ppca_maximum_likelihood(x, latents)
+        ppca(x, latents)
     for noise in NOISES:
         with pytest.raises(ValueError, match=message):
             em.fit_linear_gaussian(jax.random.key(0), x, latents, noise=noise)
@@ -533,7 +533,7 @@ def test_constant_columns_are_named_by_factor_analysis_alone():
     with pytest.raises(ValueError, match=r"\[0, 2, 3, 4, 5\] and 1 more .*constant"):
         em.fit_linear_gaussian(key, x, 1)
     fit = em.fit_linear_gaussian(jax.random.clone(key), x, 1, noise="isotropic")
-    assert abs(fit.log_px - mean_log_px(ppca_maximum_likelihood(x, 1), x)) < 1e-2
+    assert abs(fit.log_px - mean_log_px(ppca(x, 1), x)) < 1e-2
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.0, -1.0, float("nan")])

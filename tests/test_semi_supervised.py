@@ -31,6 +31,8 @@ from vi_jax import (
 )
 from vi_jax.data.labels import MISSING, keep_balanced, mixed
 from vi_jax.distributions import Categorical
+from vi_jax.divergences import kl
+from vi_jax.model import analytic_terms
 from vi_jax.models import SemiSupervised
 from vi_jax.semi_supervised import (
     dropout,
@@ -68,7 +70,7 @@ def x_now():
 
 @pytest.mark.parametrize("y", range(CLASSES))
 def test_the_labelled_bound_of_an_exact_model_is_log_p_of_x_and_y(y):
-    value, _ = quick_jit(functools.partial(labelled_bound, exact()))(
+    value = quick_jit(functools.partial(labelled_bound, exact()))(
         exact_params(), jax.random.key(0), x_now(), y
     )
     np.testing.assert_allclose(value, LOG_JOINT[y], rtol=1e-5)
@@ -204,7 +206,7 @@ def test_enumeration_is_monte_carlo_over_classes_within_its_error():
         key_y, key_z = jax.random.split(key)
         q = model.classifier(params, x)
         y = q.sample(key_y)
-        return labelled_bound(model, params, key_z, x, y)[0] - q.log_prob(y)
+        return labelled_bound(model, params, key_z, x, y) - q.log_prob(y)
 
     enumerated = lambda key: unlabelled_bound(model, params, key, x)
     draw = lambda f, seed: np.asarray(
@@ -333,6 +335,35 @@ def test_a_table_with_three_labels_a_class_is_learned_from_its_other_rows():
     assert error(0.1, 60) < min(0.08, 0.5 * error(1.0, 0))
 
 
+def test_beta_tempers_the_rate_of_z_under_every_class():
+    """By the closed form of KL(q(z | x, y) || p(z)), whose weight is beta."""
+    model, params, x = network_model(), network_params(), jnp.array(IMAGES)
+
+    def rates(x):  # [classes]
+        of = lambda y: model.given(y)
+        return jax.vmap(lambda y: kl(of(y).posterior(params, x), of(y).prior(params)))(
+            jnp.eye(3)
+        )
+
+    rate = np.asarray(jax.vmap(rates)(x))  # [n, classes]
+    weight = np.asarray(
+        jax.nn.softmax(jax.vmap(lambda x: model.classifier(params, x))(x).logits)
+    )
+    expected = {
+        "labelled": rate[np.arange(len(x)), LABELS].mean(),
+        "unlabelled": (weight * rate).sum(1)[:3].mean(),
+    }
+    for name, f in (("labelled", 1.0), ("unlabelled", 0.0)):
+
+        def bound(beta, f=f, name=name):
+            terms = {"terms": analytic_terms, "beta": lambda step: beta}
+            loss = loss_of(f, **terms)
+            return loss(params, jax.random.key(5), batch_of(name))[1]["bound"]
+
+        tempered, whole = bound(0.25), bound(1.0)
+        np.testing.assert_allclose(tempered - whole, 0.75 * expected[name], rtol=1e-4)
+
+
 def test_without_trust_the_classifier_learns_from_labels_alone():
     """And the rest of the model from all, as it does with trust."""
     grads = [
@@ -447,9 +478,7 @@ def test_wrong_weights_are_errors(wrong, message):
 @pytest.mark.parametrize("y", [-1, 3])
 def test_a_label_that_is_no_class_is_impossible(y):
     x = x_now()
-    bound, _ = labelled_bound(
-        exact(), exact_params(), jax.random.key(0), x, jnp.array(y)
-    )
+    bound = labelled_bound(exact(), exact_params(), jax.random.key(0), x, jnp.array(y))
     assert bound == -jnp.inf
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import json
 import sys
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 import jax
 import tyro
 
-from vi_jax import diagnosis, model as models, runs, sharding
+from vi_jax import diagnosis, model, runs, sharding
 from vi_jax.checkpoints import open_checkpoints
 from vi_jax.experiment import Experiment, evaluate, initial_state, run
 from vi_jax.figures import interpolation_figure, sample_figure
@@ -69,6 +70,18 @@ def _check_sizes(knobs) -> None:
                 raise ValueError(f"--{option} {number}: it must be below 2^63")
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    run_dir: Path
+    """Folder of the run."""
+    checkpoint: Which = "last"
+    """The last one, or the best on the validation images."""
+
+
+Run = Annotated[_Run, tyro.conf.OmitArgPrefixes]
+Read = Callable[[Path], Experiment]
+
+
 def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
     default_dir = Path("runs") / name
 
@@ -97,146 +110,144 @@ Args:
         place of this one, from 0; or auto, on a TPU pod, in SLURM and in Open MPI.
 """
 
-    def opened(run_dir: Path, checkpoint: Which) -> tuple[Experiment, Params]:
-        experiment = build(runs.read_knobs(run_dir, name, knobs_class))
-        # Opening checkpoints tidies up, which a run that is being trained must not see.
-        with runs.exclusive(run_dir):
-            checkpoints = open_checkpoints(run_dir / "checkpoints")
-            state = checkpoints.restore(initial_state(experiment), checkpoint)
-        if state is None:
-            raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
-        return experiment, averaged_params(state)
-
-    def evaluate_run(
-        run_dir: Path = default_dir,
-        num_samples: int = 5000,
-        checkpoint: Which = "last",
-        mesh: Size | None = None,
-    ) -> None:
-        """Estimate the test log-likelihood of a run once more.
-
-        Args:
-            run_dir: Folder of the run.
-            num_samples: Importance samples per image.
-            checkpoint: The last one, or the best on the validation images.
-            mesh: Devices to split the images over: two numbers, whose product counts.
-        """
-        experiment, params = opened(run_dir, checkpoint)
-        experiment = _on_mesh(experiment, mesh)
-        file = run_dir / f"evaluation-{checkpoint}-{num_samples}.json"
-        unfinished = file.with_suffix(".partial.npz")
-        how = {"num_samples": num_samples, "file": unfinished}
-        result = evaluate(experiment, params, **how)
-        result |= {"checkpoint": checkpoint, **experiment.about}
-        runs.write_json(file, result)
-        # The next estimate is from the start.
-        for part in run_dir.glob(f"{unfinished.stem}*"):
-            part.unlink()
-        _print_result(result, file)
-
-    def anneal_run(
-        run_dir: Path = default_dir,
-        num_images: int = 100,
-        num_steps: int = 1000,
-        num_chains: int = 16,
-        checkpoint: Which = "last",
-    ) -> None:
-        """Check log p(x) by annealed importance sampling, and that by simulated images.
-
-        Args:
-            run_dir: Folder of the run.
-            num_images: The first of the test images.
-            num_steps: Temperatures between the prior and the posterior.
-            num_chains: Chains per image.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        experiment, params = opened(run_dir, checkpoint)
-        result = diagnosis.annealed(
-            experiment,
-            params,
-            num_images=num_images,
-            num_steps=num_steps,
-            num_chains=num_chains,
-        )
-        of = f"{checkpoint}-{num_images}-steps{num_steps}-chains{num_chains}"
-        _store(run_dir / f"annealed-{of}.json", result)
-
-    def gaps_run(
-        run_dir: Path = default_dir,
-        num_images: int = 100,
-        num_samples: int = 5000,
-        checkpoint: Which = "last",
-    ) -> None:
-        """Split log p(x) - ELBO into what q's family and what the encoder lacks.
-
-        Args:
-            run_dir: Folder of the run.
-            num_images: The first of the test images.
-            num_samples: Importance samples per image.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        experiment, params = opened(run_dir, checkpoint)
-        result = diagnosis.gaps(
-            experiment, params, num_images=num_images, num_samples=num_samples
-        )
-        file = f"gaps-{checkpoint}-{num_images}-samples{num_samples}.json"
-        _store(run_dir / file, result)
-
-    def sample_run(
-        run_dir: Path = default_dir,
-        num: int = 100,
-        seed: int = 0,
-        checkpoint: Which = "last",
-    ) -> None:
-        """Draw images from a run into its folder.
-
-        Args:
-            run_dir: Folder of the run.
-            num: Number of images.
-            seed: Seed of the draws.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        if num < 1:
-            raise ValueError(f"num must be at least 1, got {num}")
-        experiment, params = opened(run_dir, checkpoint)
-        file = run_dir / f"samples-{checkpoint}-{num}-seed{seed}.png"
-        sample_figure(experiment, params, num=num, seed=seed).savefig(file)
-        print(file)
-
-    def interpolate_run(
-        run_dir: Path = default_dir,
-        rows: int = 8,
-        points: int = 10,
-        path: Literal["spherical", "linear"] = "spherical",
-        checkpoint: Which = "last",
-    ) -> None:
-        """Draw paths between test images into the folder of a run.
-
-        Args:
-            run_dir: Folder of the run.
-            rows: Number of paths.
-            points: Images on each path, its ends included.
-            path: Great circles, or straight lines, between posterior means.
-            checkpoint: The last one, or the best on the validation images.
-        """
-        if rows < 1 or points < 2:
-            raise ValueError(f"needed: rows >= 1, points >= 2, got {rows}, {points}")
-        experiment, params = opened(run_dir, checkpoint)
-        file = run_dir / f"interpolations-{path}-{checkpoint}-{rows}x{points}.png"
-        chosen = {"spherical": models.spherical, "linear": models.linear}[path]
-        interpolation_figure(
-            experiment, params, rows=rows, points=points, path=chosen
-        ).savefig(file)
-        print(file)
-
+    read = lambda run_dir: build(runs.read_knobs(run_dir, name, knobs_class))
+    on_run = lambda command: functools.partial(command, read, run=_Run(default_dir))
     return {
         "train": train,
-        "evaluate": evaluate_run,
-        "anneal": anneal_run,
-        "gaps": gaps_run,
-        "sample": sample_run,
-        "interpolate": interpolate_run,
+        "evaluate": on_run(_evaluate),
+        "anneal": on_run(_anneal),
+        "gaps": on_run(_gaps),
+        "sample": on_run(_sample),
+        "interpolate": on_run(_interpolate),
     }
+
+
+def _open(run: _Run, read: Read) -> tuple[Experiment, Params]:
+    experiment = read(run.run_dir)
+    # Opening checkpoints tidies up, which a run that is being trained must not see.
+    with runs.exclusive(run.run_dir):
+        checkpoints = open_checkpoints(run.run_dir / "checkpoints")
+        state = checkpoints.restore(initial_state(experiment), run.checkpoint)
+    if state is None:
+        raise FileNotFoundError(f"{run.run_dir} has no checkpoint yet")
+    return experiment, averaged_params(state)
+
+
+def _evaluate(
+    read: Read,
+    run: Run,
+    num_samples: int = 5000,
+    mesh: Size | None = None,
+) -> None:
+    """Estimate the test log-likelihood of a run once more.
+
+    Args:
+        num_samples: Importance samples per image.
+        mesh: Devices to split the images over: two numbers, whose product counts.
+    """
+    experiment, params = _open(run, read)
+    experiment = _on_mesh(experiment, mesh)
+    file = run.run_dir / f"evaluation-{run.checkpoint}-{num_samples}.json"
+    unfinished = file.with_suffix(".partial.npz")
+    how = {"num_samples": num_samples, "file": unfinished}
+    result = evaluate(experiment, params, **how)
+    result |= {"checkpoint": run.checkpoint, **experiment.about}
+    runs.write_json(file, result)
+    # The next estimate is from the start.
+    for part in run.run_dir.glob(f"{unfinished.stem}*"):
+        part.unlink()
+    _print_result(result, file)
+
+
+def _anneal(
+    read: Read,
+    run: Run,
+    num_images: int = 100,
+    num_steps: int = 1000,
+    num_chains: int = 16,
+) -> None:
+    """Check log p(x) by annealed importance sampling, and that by simulated images.
+
+    Args:
+        num_images: The first of the test images.
+        num_steps: Temperatures between the prior and the posterior.
+        num_chains: Chains per image.
+    """
+    experiment, params = _open(run, read)
+    result = diagnosis.annealed(
+        experiment,
+        params,
+        num_images=num_images,
+        num_steps=num_steps,
+        num_chains=num_chains,
+    )
+    how = f"{run.checkpoint}-{num_images}-steps{num_steps}-chains{num_chains}"
+    _store(run.run_dir / f"annealed-{how}.json", result)
+
+
+def _gaps(
+    read: Read,
+    run: Run,
+    num_images: int = 100,
+    num_samples: int = 5000,
+) -> None:
+    """Split log p(x) - ELBO into what q's family and what the encoder lacks.
+
+    Args:
+        num_images: The first of the test images.
+        num_samples: Importance samples per image.
+    """
+    experiment, params = _open(run, read)
+    result = diagnosis.gaps(
+        experiment, params, num_images=num_images, num_samples=num_samples
+    )
+    file = f"gaps-{run.checkpoint}-{num_images}-samples{num_samples}.json"
+    _store(run.run_dir / file, result)
+
+
+def _sample(
+    read: Read,
+    run: Run,
+    num: int = 100,
+    seed: int = 0,
+) -> None:
+    """Draw images from a run into its folder.
+
+    Args:
+        num: Number of images.
+        seed: Seed of the draws.
+    """
+    if num < 1:
+        raise ValueError(f"num must be at least 1, got {num}")
+    experiment, params = _open(run, read)
+    file = run.run_dir / f"samples-{run.checkpoint}-{num}-seed{seed}.png"
+    sample_figure(experiment, params, num=num, seed=seed).savefig(file)
+    print(file)
+
+
+def _interpolate(
+    read: Read,
+    run: Run,
+    rows: int = 8,
+    points: int = 10,
+    path: Literal["spherical", "linear"] = "spherical",
+) -> None:
+    """Draw paths between test images into the folder of a run.
+
+    Args:
+        rows: Number of paths.
+        points: Images on each path, its ends included.
+        path: Great circles, or straight lines, between posterior means.
+    """
+    if rows < 1 or points < 2:
+        raise ValueError(f"needed: rows >= 1, points >= 2, got {rows}, {points}")
+    experiment, params = _open(run, read)
+    file = run.run_dir / f"interpolations-{path}-{run.checkpoint}-{rows}x{points}.png"
+    chosen = {"spherical": model.spherical, "linear": model.linear}[path]
+    interpolation_figure(
+        experiment, params, rows=rows, points=points, path=chosen
+    ).savefig(file)
+    print(file)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """A function of one example over all of a set: log p(x), or anything else."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from vi_jax.evaluation import LogLikelihood, log_likelihood
 from vi_jax.model import Model
 from vi_jax.models import Conditional, at_context
 from vi_jax.partial import open_partial
-from vi_jax.resumable import progress_bar
+from vi_jax.runs import progress_bar
 from vi_jax.types import Array, Key, Params
 
 EVALUATION_SEED = 123
@@ -101,20 +100,13 @@ def over_examples(
         if not len(x):
             raise ValueError(f"nothing to evaluate: there is no {unit}")
         rows, params = (x, contexts), sharding.replicated(params, mesh)
-        parts, first, kept = [], 0, None
+        parts, kept = [], None
         if file and jax.process_count() == 1:
             batch, _ = next(padded(rows, batch_size=batch_size))
             shapes = jax.eval_shape(some, params, 0, batch)
-            # Not their first axis: the batch may be of another size the next time.
-            about = {n: (s.dtype.name, s.shape[1:]) for n, s in _named(shapes).items()}
-            kept = open_partial(file, (params, *rows, repr((seed, about))))
-            if kept.done.keys() == about.keys():  # a damaged file may have lost a name
-                leaves, structure = jax.tree.flatten(shapes)
-                pairs = zip(kept.done.values(), leaves, strict=True)
-                # numpy's file has forgotten the name of a bfloat16.
-                done = [a.view(s.dtype) for a, s in pairs]
-                parts = [jax.tree.unflatten(structure, done)]
-                first = len(done[0])
+            kept = open_partial(file, (params, *rows, repr(seed)), shapes)
+            parts = [] if kept.done is None else [kept.done]
+        first = len(jax.tree.leaves(parts)[0]) if parts else 0
         rest = jax.tree.map(lambda a: a[first:], rows)
         with progress_bar(len(x), unit, disable=not progress) as bar:
             bar.update(first)
@@ -123,10 +115,10 @@ def over_examples(
                 parts.append(jax.tree.map(lambda a, mask=mask: a[mask], part))
                 bar.update(int(mask.sum()))
                 if kept and kept.is_due():
-                    kept.save(_named(_joined(parts)))
+                    kept.save(_joined(parts))
         whole = _joined(parts)
         if kept:
-            kept.save(_named(whole))
+            kept.save(whole)
         return whole
 
     return each
@@ -134,9 +126,3 @@ def over_examples(
 
 def _joined(parts: list) -> Any:
     return jax.tree.map(lambda *a: np.concatenate(a), *parts)
-
-
-def _named(tree: Any) -> dict[str, np.ndarray]:
-    paths, _ = jax.tree.flatten_with_path(tree)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
-    return {name(path) or "value": leaf for path, leaf in paths}

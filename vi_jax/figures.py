@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from vi_jax import model as models, plots
+from vi_jax import plots
+from vi_jax.model import (
+    generate,
+    infer,
+    interpolate,
+    reconstruct,
+    spherical,
+    traverse,
+)
 from vi_jax.models import at_context, moved
 from vi_jax.types import Array, Params
 
@@ -30,7 +38,7 @@ def sample_figure(experiment: Experiment, params: Params, *, num=100, seed=0) ->
 
     def draw(i: Array, c: Array | None) -> Array:
         at = at_context(experiment.model, c)
-        return models.generate(at, params, jax.random.fold_in(key, i))
+        return generate(at, params, jax.random.fold_in(key, i))
 
     images = jax.jit(jax.vmap(draw))(
         keys, experiment.contexts(jnp.arange(num) % columns)
@@ -42,9 +50,7 @@ def reconstruction_figure(experiment: Experiment, params: Params) -> Figure:
     """Test images, each beside its reconstruction."""
     x, label = _some(experiment, slice(40))
     keys = jax.random.split(jax.random.key(0), len(x))
-    one = lambda key, x, c: models.reconstruct(
-        at_context(experiment.model, c), params, key, x
-    )
+    one = lambda key, x, c: reconstruct(at_context(experiment.model, c), params, key, x)
     made = jax.jit(jax.vmap(one))(keys, x, experiment.contexts(label))
     pairs = plots.beside(x, made)
     return plots.image_grid(_as_images(experiment, pairs), columns=10)
@@ -56,7 +62,7 @@ def interpolation_figure(
     *,
     rows=8,
     points=10,
-    path=models.spherical,
+    path=spherical,
 ) -> Figure:
     """Paths between the first test images, taken two by two; given labels, of one."""
     label = experiment.data.test_label if experiment.num_classes else None
@@ -65,7 +71,7 @@ def interpolation_figure(
 
     def one(x: Array, c: Array | None) -> Array:
         model = at_context(experiment.model, c)
-        return models.interpolate(model, params, *x, num_points=points, path=path)
+        return interpolate(model, params, *x, num_points=points, path=path)
 
     of_pair = None if label is None else label[:, 0]
     images = jax.jit(jax.vmap(one))(x, experiment.contexts(of_pair))
@@ -92,7 +98,7 @@ def analogy_figure(experiment: Experiment, params: Params, *, rows=10) -> Figure
     decode = lambda c, z: given(c).likelihood(params, z).mean()
 
     def one(x: Array, c: Array) -> Array:
-        z = models.infer(given(c), params, x).mean()
+        z = infer(given(c), params, x).mean()
         as_class = lambda to: decode(to, moved(given, params, z, c, to))
         return jnp.concatenate([x[None], jax.vmap(as_class)(classes)])
 
@@ -110,7 +116,7 @@ def traversals(
     """
     x = _some(experiment, slice(1))[0][0]
     how = {"num_points": points, "limit": 2.5}
-    along = jax.jit(lambda p, x: models.traverse(experiment.model, p, x, **how))
+    along = jax.jit(lambda p, x: traverse(experiment.model, p, x, **how))
     moved = along(params, x)
     order = np.argsort(-np.asarray(kl_per_latent), kind="stable")[:num]
     return {f"z{j}": _as_images(experiment, moved[j]) for j in order}

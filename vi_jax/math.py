@@ -12,6 +12,11 @@ def log_mean_exp(a: Array, axis: int = -1) -> Array:
     return jax.nn.logsumexp(a, axis=axis) - jnp.log(a.shape[axis])
 
 
+def effective_sample_size(log_w: Array) -> Array:
+    """(sum w)^2 / sum w^2 of log-weights [k], in [1, k]."""
+    return jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
+
+
 @jax.custom_jvp
 def scale_gradient(x: Array, factor: Array) -> Array:
     """x, whose derivative is multiplied by `factor`, of a shape that broadcasts."""

@@ -7,7 +7,9 @@ The closed forms look at the values of the data where they are known, which is o
 jit and vmap; inside, bad values give nan or infinite parameters instead of an error.
 """
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -128,6 +130,87 @@ def categorical(x: Array, num_classes: int) -> Categorical:
     )
     counts = jnp.bincount(x, length=num_classes).astype(float)
     return Categorical(jnp.log(counts) - jnp.log(x.size))
+
+
+class Moments(NamedTuple):
+    """All that a Gaussian's likelihood knows of data x [n, D]."""
+
+    mean: Array  # [D]
+    root: Array  # [min(n, D), D], root^T root is the covariance, divided by n
+
+
+def moments(x: Array) -> Moments:
+    """The mean and a root of the covariance of x [n, D], without squaring: by QR.
+
+    The small singular values of the root are good to 1e-7 of the largest in float32; an
+    eigenvalue of a covariance matrix, their square, only to 1e-7 of the largest square.
+    Raises ValueError where x is not [n, D] of at least two rows, has a NaN or an
+    infinity (its place is named), or nothing varies.
+    """
+    x = np.asarray(x)
+    if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
+        raise ValueError(
+            f"x has shape {list(x.shape)}: it must be [n, D], n >= 2 examples by row"
+        )
+    finite = np.isfinite(x)
+    if not finite.all():
+        i, j = divmod(int(np.argmin(finite)), x.shape[1])
+        raise ValueError(f"x[{i}, {j}] is {x[i, j]}: every number must be finite")
+    if (x == x[:1]).all():
+        raise ValueError("all rows of x are the same: nothing varies")
+    x = jnp.asarray(x)
+    # LAPACK has no half precision.
+    return _moments(x.astype(jnp.promote_types(jnp.result_type(x, float), "float32")))
+
+
+@jax.jit
+def _moments(x: Array) -> Moments:
+    mean = jnp.mean(x, 0)
+    mean = mean + jnp.mean(x - mean[None], 0)  # what the first sum rounded off
+    return Moments(mean, jnp.linalg.qr((x - mean[None]) / len(x) ** 0.5, mode="r"))
+
+
+def ppca(x: Array, latents: int) -> Params:
+    """The parameters of isotropic noise at which log p(x) over x [n, D] is greatest.
+
+    mu = the mean, s^2 = the mean of the D - d smallest eigenvalues of the covariance
+    (divided by n), W = U (Lambda - s^2 I)^(1/2) of the d largest: unique up to a
+    rotation of the latents, which W leaves out by having orthogonal columns. Constant
+    columns are allowed. For D > n too. x is data, not to be traced.
+    Raises ValueError as `moments` and `check_latents` do.
+    Ref: Tipping & Bishop 1999.
+    """
+    found = moments(x)
+    check_latents(found.root, latents)
+    return _closed_form(found, latents)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _closed_form(found: Moments, latents: int) -> Params:
+    _, singular, axes = jnp.linalg.svd(found.root, full_matrices=False)
+    noise_var = jnp.sum(singular[latents:] ** 2) / (found.mean.size - latents)
+    excess = jnp.maximum(singular[:latents] ** 2 - noise_var, 0.0)
+    return {
+        "weight": axes[:latents].T * jnp.sqrt(excess)[None, :],
+        "mean": found.mean,
+        "log_noise": 0.5 * jnp.log(noise_var),
+    }
+
+
+def check_latents(root: Array, latents: int) -> None:
+    """Raise ValueError where as many latents leave no noise: p(x) has no maximum.
+
+    root is that of `moments`; its rank is at most D, and n - 1.
+    """
+    if latents < 1:
+        raise ValueError(f"latents must be at least 1, got {latents}")
+    rank = int(np.linalg.matrix_rank(np.asarray(root)))
+    if latents >= rank:
+        raise ValueError(
+            f"latents is {latents}: it must be below {rank}, the number of directions "
+            f"in which these data of {root.shape[1]} columns vary, so that some noise "
+            "is left; pass fewer latents or more data"
+        )
 
 
 def _data(x: Array) -> Array:

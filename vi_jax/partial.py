@@ -1,5 +1,6 @@
 """The results of a long evaluation, example by example, in a file as they come."""
 
+import functools
 import hashlib
 import os
 import time
@@ -16,30 +17,32 @@ SAVE_SECONDS = 30.0
 
 
 class Partial(NamedTuple):
-    """Named arrays [m, ...] of the first m examples, in a file."""
+    """A tree of arrays [m, ...], of the first m examples, in a file."""
 
-    done: dict[str, np.ndarray]  # empty where there is nothing that fits
+    done: Any  # None where there is nothing that fits
     is_due: Callable[[], bool]  # whether the last save is long ago
-    save: Callable[[dict[str, np.ndarray]], None]
+    save: Callable[[Any], None]
 
 
-def open_partial(file: Path, inputs: Any) -> Partial:
+def open_partial(file: Path, inputs: Any, like: Any) -> Partial:
     """What `file`, an .npz, has of the results of the arrays and strings `inputs`.
 
-    A file of other inputs, or a damaged one, counts as none. Saving is atomic, and
-    raises OSError where the file cannot be written.
+    Results are trees as `like` but for their length: a file of others, or of other
+    inputs, or a damaged one, counts as none. Saving is atomic, and raises OSError where
+    the file cannot be written.
     """
-    digest, beside = _digest(inputs), file.with_suffix(".new.npz")
+    kinds = {n: (a.dtype.name, a.shape[1:]) for n, a in _named(like).items()}
+    digest, beside = _digest((inputs, repr(kinds))), file.with_suffix(".new.npz")
     saved = time.monotonic()
 
-    def save(arrays: dict[str, np.ndarray]) -> None:
+    def save(results: Any) -> None:
         nonlocal saved
-        np.savez(beside, digest=digest, **arrays)
+        np.savez(beside, digest=digest, **_named(results))
         os.replace(beside, file)
         saved = time.monotonic()
 
     is_due = lambda: time.monotonic() - saved >= SAVE_SECONDS
-    return Partial(_read(file, digest), is_due, save)
+    return Partial(_read(file, digest, like), is_due, save)
 
 
 def _digest(inputs: Any) -> str:
@@ -49,13 +52,21 @@ def _digest(inputs: Any) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path, digest: str) -> dict[str, np.ndarray]:
+def _named(tree: Any) -> dict[str, Any]:
+    paths, _ = jax.tree.flatten_with_path(tree)
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return {name(path) or "value": leaf for path, leaf in paths}
+
+
+def _read(file: Path, digest: str, like: Any) -> Any:
     try:
         # Opened here: np.load leaves a damaged file open.
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
             if str(stored["digest"]) == digest:
-                return {name: stored[name] for name in stored.files if name != "digest"}
+                # numpy's file has forgotten the name of a bfloat16.
+                done = [stored[n].view(a.dtype) for n, a in _named(like).items()]
+                return jax.tree.unflatten(jax.tree.structure(like), done)
     # RuntimeError: of a flipped bit that calls a member encrypted or compressed anew.
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile):
         pass
-    return {}
+    return None

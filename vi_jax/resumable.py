@@ -10,13 +10,12 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from vi_jax import runs, sharding
 from vi_jax.checkpoints import Checkpoints, open_checkpoints
 from vi_jax.early_stopping import EarlyStopping, stops
-from vi_jax.training import Stream, TrainState, averaged_params, fit
-from vi_jax.types import Key, LossFn, Metrics, Params
+from vi_jax.training import TrainState, averaged_params, fit
+from vi_jax.types import Batches, Key, LossFn, Metrics, Params
 
 
 class Training(NamedTuple):
@@ -24,7 +23,7 @@ class Training(NamedTuple):
 
     loss: LossFn
     optimizer: optax.GradientTransformation
-    batches: Stream
+    batches: Batches
     seed: int
     num_steps: int
     scan_steps: int  # steps in one dispatch
@@ -102,7 +101,7 @@ def _train(
     every, last = training.checkpoint_steps, training.num_steps
     with (
         runs.metrics_log(run_dir, step) as log,
-        progress_bar(last, "step", initial=step) as bar,
+        runs.progress_bar(last, "step", initial=step) as bar,
     ):
         steps = _steps(training, state)
         while not stops(rule, scores) and (new := next(steps, None)):
@@ -142,10 +141,3 @@ def _steps(
         for new, metrics in steps:
             yield new, metrics
             state = new
-
-
-def progress_bar(total: int, unit: str, **options) -> tqdm:
-    """A progress bar, quiet where nobody watches."""
-    # A log file gets a line every half minute, a terminal a moving bar.
-    pace = 0.1 if sys.stderr.isatty() else 30
-    return tqdm(total=total, unit=unit, mininterval=pace, dynamic_ncols=True, **options)

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tqdm import tqdm
 
 from vi_jax import sharding
 from vi_jax.types import Metrics
@@ -307,3 +308,10 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
             board.flush()
 
         yield log
+
+
+def progress_bar(total: int, unit: str, **options) -> tqdm:
+    """A progress bar, quiet where nobody watches."""
+    # A log file gets a line every half minute, a terminal a moving bar.
+    pace = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(total=total, unit=unit, mininterval=pace, dynamic_ncols=True, **options)

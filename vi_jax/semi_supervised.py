@@ -6,13 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from vi_jax import bounds, estimators
-from vi_jax.bounds import Bound
 from vi_jax.distributions import Categorical
 from vi_jax.divergences import kl
-from vi_jax.estimators import Estimator
 from vi_jax.math import scale_gradient
-from vi_jax.model import Model, Terms, TermsFn, sampled_terms
 from vi_jax.models import SemiSupervised
 from vi_jax.objectives import UNTEMPERED, per_example
 from vi_jax.schedules import Schedule
@@ -87,29 +83,16 @@ def labelled_bound(
     key: Key,
     x: Array,
     y: Array,
-    *,
-    bound: Bound = bounds.elbo,
-    estimator: Estimator = estimators.reparam,
-    num_samples: int = 1,
-    terms: Callable[[Model, Array], TermsFn] = sampled_terms,
-) -> tuple[Array, Terms]:
-    """The bound on log p(x, y) of one example and its class, [], and its Terms [k].
+    **options,
+) -> Array:
+    """The bound on log p(x, y) of one example and its class, [].
 
     bound(log w) + log p(y), with the log-weights of the model given y; -inf for a y
     that is no class. The options are those of `objectives.per_example`, as its errors.
     """
     one_hot = jax.nn.one_hot(y, model.log_prior.size)
-    value, parts = per_example(
-        model.given(one_hot),
-        params,
-        key,
-        x,
-        bound=bound,
-        estimator=estimator,
-        num_samples=num_samples,
-        terms=terms,
-    )
-    return value + Categorical(jnp.asarray(model.log_prior)).log_prob(y), parts
+    value, _ = per_example(model.given(one_hot), params, key, x, **options)
+    return value + Categorical(jnp.asarray(model.log_prior)).log_prob(y)
 
 
 def unlabelled_bound(
@@ -131,7 +114,7 @@ def unlabelled_bound(
     gradient of the rest while the classes are undecided; what does not depend on y is
     computed once. `q` is the model's classifier by default, any other is as valid;
     `class_mean` is how the sum is taken.
-    Options are those of `labelled_bound`.
+    The options are those of `objectives.per_example`, as its errors.
     Ref: Kingma et al. 2014, arXiv:1406.5298, equation 7.
     """
     key_y, key_z = jax.random.split(key)
@@ -187,6 +170,7 @@ def semi_supervised_loss(
     fraction_labelled: float,
     corrupt: Callable[[Key, Array], Array] = lambda key, x: x,
     trust: Schedule = UNTEMPERED,
+    beta: Schedule = UNTEMPERED,
     class_mean: ClassMean = enumerated,
     **options,
 ) -> LossFn:
@@ -201,6 +185,8 @@ def semi_supervised_loss(
     `corrupt(key, x)` is the noise that the classifier sees x through, in training only.
     `trust` scales, as a function of batch["step"], the gradient of U in the classifier:
     at 0 it learns from labels alone, while the model learns what the classes look like.
+    `beta`, likewise of the step, tempers the KL of z, and that of y not. The other
+    options are those of `objectives.per_example`.
     Metrics: `bound` (without the classifier's term), `log_q` (mean log q(y | x) of the
     labelled) and `accuracy` on them.
     Raises ValueError where alpha is negative or f outside [0, 1], and from the loss
@@ -220,16 +206,17 @@ def semi_supervised_loss(
                 f"fraction_labelled is {f}, and the batch has no {missing[0]!r} part"
             )
         trusted = trust(batch["step"])
+        how = {"beta": beta(batch["step"]), **options}
 
         def unlabelled(key: Key, key_q: Key, x: Array) -> Array:
             logits = model.classifier(params, corrupt(key_q, x)).logits
             q = Categorical(scale_gradient(logits, trusted))
             return unlabelled_bound(
-                model, params, key, x, q=q, class_mean=class_mean, **options
+                model, params, key, x, q=q, class_mean=class_mean, **how
             )
 
         def labelled(key: Key, x: Array, y: Array) -> Array:
-            return labelled_bound(model, params, key, x, y, **options)[0]
+            return labelled_bound(model, params, key, x, y, **how)
 
         value, metrics = 0.0, {}
         for name in needed:

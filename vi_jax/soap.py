@@ -55,13 +55,10 @@ def scale_by_soap(
 
     def start(p: Array) -> _Matrix:
         p = _as_matrix(p)
-        rotated = [d if p.ndim == 2 and d <= max_side else None for d in p.shape]
-        rotated = rotated if p.ndim == 2 else [None, None]
-        square = lambda make: tuple(d if d is None else make(d) for d in rotated)
+        eye = lambda d: jnp.eye(d, dtype=p.dtype) if d <= max_side else None
+        basis = tuple(map(eye, p.shape)) if p.ndim == 2 else (None, None)
         zeros = jnp.zeros_like(p)
-        second = square(lambda d: jnp.zeros((d, d), p.dtype))
-        basis = square(lambda d: jnp.eye(d, dtype=p.dtype))
-        return _Matrix(zeros, zeros, second, basis)
+        return _Matrix(zeros, zeros, jax.tree.map(jnp.zeros_like, basis), basis)
 
     def init(params: Params) -> SoapState:
         leaves = jax.tree.leaves(params)
@@ -69,7 +66,11 @@ def scale_by_soap(
 
     def direction(old: _Matrix, g: Array, count: Array) -> tuple[Array, _Matrix]:
         shape, dtype, g = g.shape, g.dtype, _as_matrix(g)
-        second = _decay(old.second, (_left(g), _right(g)), b2)
+        left, right = old.second
+        second = (
+            None if left is None else b2 * left + (1 - b2) * (g @ g.T),
+            None if right is None else b2 * right + (1 - b2) * (g.T @ g),
+        )
         old = jax.lax.cond(
             (count == 1) | (count % refresh == 0), _turn, lambda m, _: m, old, second
         )
@@ -101,22 +102,6 @@ def _as_matrix(g: Array) -> Array:
     g = jnp.asarray(g)
     g = g.astype(jnp.promote_types(g.dtype, jnp.float32))
     return g.reshape(-1, g.shape[-1]) if g.ndim > 2 else g
-
-
-def _left(g: Array):
-    return lambda: g @ g.T
-
-
-def _right(g: Array):
-    return lambda: g.T @ g
-
-
-def _decay(old, new, decay: float):
-    """The moving averages of the sides that have one."""
-    return tuple(
-        None if a is None else decay * a + (1 - decay) * b()
-        for a, b in zip(old, new, strict=True)
-    )
 
 
 def _rotate(g: Array, basis) -> Array:

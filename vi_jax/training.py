@@ -5,22 +5,19 @@ needs to go on exactly as if it had never stopped.
 """
 
 import functools
-import importlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import threadpoolctl
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-from vi_jax import sharding
-from vi_jax.cpu import for_cpu
+from vi_jax import cpu, sharding
 from vi_jax.soap import scale_by_soap
-from vi_jax.types import Array, Batch, LossFn, Metrics, Params
+from vi_jax.types import Array, Batches, LossFn, Metrics, Params
 
 
 class TrainState(NamedTuple):
@@ -29,14 +26,6 @@ class TrainState(NamedTuple):
     step: Array  # int32 [], the steps done
     params: Params
     opt_state: optax.OptState
-
-
-class Stream(Protocol):
-    """Minibatches as a pure function of the step, such as `data.batches.Batches`."""
-
-    resident: object  # arrays that stay on the device
-    at: Callable[[int], object]  # step -> numpy arrays that travel
-    gather: Callable[[object, object], Batch]  # (resident, travelling) -> batch, in jit
 
 
 class NonFiniteError(FloatingPointError):
@@ -176,11 +165,11 @@ class _Dispatches(NamedTuple):
 
 
 def _make_dispatches(
-    loss: LossFn, optimizer, batches: Stream, seed: int, limit: int, mesh: Mesh | None
+    loss: LossFn, optimizer, batches: Batches, seed: int, limit: int, mesh: Mesh | None
 ):
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     if mesh is None:
-        value_and_grad = for_cpu(value_and_grad)
+        value_and_grad = cpu.for_cpu(value_and_grad)
 
     def gradient(state: TrainState, resident, travelling):
         batch = sharding.split(batches.gather(resident, travelling), "data")
@@ -195,7 +184,7 @@ def _make_dispatches(
 
     def trusting_step(state: TrainState, resident, travelling):
         metrics, grads = gradient(state, resident, travelling)
-        new = move(state, _whole(grads))
+        new = move(state, cpu.after_backward(grads))
         return new, _totals(metrics, jnp.isfinite(metrics["loss"]))
 
     def guarded_step(carry, resident, travelling):
@@ -214,22 +203,6 @@ def _make_dispatches(
 
     guarded = functools.partial(_repeat, guarded_step)
     return _Dispatches(sharding.jit(trusting, mesh), sharding.jit(guarded, mesh))
-
-
-def _whole(grads: Params) -> Params:
-    """grads, but on CPU all nan where the first entry of a leaf is not finite.
-
-    So that the optimizer begins when the backward pass is over: where it may begin
-    before, XLA on CPU copies parameters for the products that still read them, in every
-    step. (A barrier would say so better, but is gone by then.) The small nets of the
-    benchmarks make 1.02 to 1.05 times the steps so; at the end of the step, on updates
-    instead of gradients, it was worth nothing at k = 1.
-    """
-    if jax.default_backend() != "cpu":
-        return grads
-    first = [jnp.isfinite(g.ravel()[0]) for g in jax.tree.leaves(grads) if g.size]
-    finite = jnp.all(jnp.array(first, bool))
-    return jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
 
 
 def _totals(metrics: Metrics, counts: Array) -> Metrics:
@@ -271,7 +244,7 @@ def fit(
     loss: LossFn,
     optimizer: optax.GradientTransformation,
     state: TrainState,
-    batches: Stream,
+    batches: Batches,
     *,
     seed: int,
     num_steps: int,
@@ -284,7 +257,7 @@ def fit(
     Yields (state, metrics): the metrics are means over the dispatch, as floats, or as
     lists where a metric is an array, with `skipped`, the number of its steps whose loss
     or gradient was not finite and which changed nothing. scan_steps steps run in one
-    dispatch, while which the batches of the next are read; 1 runs each without a loop.
+    dispatch, during which those of the next are read; 1 runs each without a loop.
     On a GPU a shorter one, such as the last, is compiled by itself.
 
     A dispatch runs at full speed and is checked at its end: what is not finite stays in
@@ -304,7 +277,7 @@ def fit(
             f"got {scan_steps} and {max_skipped}"
         )
     dispatches = _make_dispatches(loss, optimizer, batches, seed, max_skipped, mesh)
-    one_blas_thread = _one_blas_thread()
+    one_blas_thread = cpu.one_blas_thread()
     step = int(state.step)
     resident = sharding.replicated(batches.resident, mesh)
     state, healthy = sharding.replicated((state, _healthy()), mesh)
@@ -335,20 +308,6 @@ def fit(
             )
         step += n
         yield state, _means(jax.device_get(totals), n)
-
-
-def _one_blas_thread() -> Callable:
-    """() -> a context in which the BLAS libraries of this process have one thread.
-
-    On CPU a decomposition, such as the QR in `scale_by_soap`, is LAPACK's in scipy's
-    library, whose threads wait for each other while XLA's have the cores: on 2 idle
-    cores a loop of products and a QR of 256 x 256 took 21 ms instead of 14, beside
-    another program 300 to 1,000.
-    """
-    # Loads the library that JAX calls; only what is loaded can be limited.
-    importlib.import_module("scipy.linalg")
-    blas = threadpoolctl.ThreadpoolController().select(user_api="blas")
-    return functools.partial(blas.limit, limits=1)
 
 
 def _stack(items: list, length: int):

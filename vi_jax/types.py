@@ -16,6 +16,14 @@ LossFn = Callable[[Params, Key, Batch], tuple[Array, Metrics]]
 """(params, key, batch) -> (loss to minimise, metrics): all that the trainer knows."""
 
 
+class Batches(NamedTuple):
+    """A stream of minibatches as a pure function of the step."""
+
+    resident: Batch  # arrays that live on the device for the whole run
+    at: Callable[[int], Batch]  # step -> the arrays that travel for this step
+    gather: Callable[[Batch, Batch], Batch]  # (resident, travelling) -> batch, in jit
+
+
 class Component(NamedTuple):
     """A parametrised function: `apply(init(key, x), x)`, over one example."""
 

@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from vi_jax.data import load_factors, prepared, sources
+from vi_jax.data import load_factors, records, sources
 from vi_jax.data.images import image_data
 
 NAMES = {
@@ -141,9 +141,9 @@ def test_a_slice_of_a_large_split_is_read_alone(factor_dir, tmp_path, monkeypatc
     folder = prepare("dsprites", tmp_path)
     whole = load_factors("dsprites", "train", data_dir=factor_dir)
     monkeypatch.setattr(sources, "_MAX_SLICED", 64 * 64 * 10)
-    read, rows = prepared.read, []
+    read, rows = records.read, []
     spy = lambda found, split, part: rows.append(part) or read(found, split, part)
-    monkeypatch.setattr(prepared, "read", spy)
+    monkeypatch.setattr(records, "read", spy)
     cache = folder / "vi_jax"
 
     def check():

@@ -3,22 +3,14 @@
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vi_jax.types import Array, Batch, Key
-
-
-class Batches(NamedTuple):
-    """A stream of minibatches as a pure function of the step."""
-
-    resident: Batch  # arrays that live on the device for the whole run
-    at: Callable[[int], Batch]  # step -> the arrays that travel for this step
-    gather: Callable[[Batch, Batch], Batch]  # (resident, travelling) -> batch, in jit
+from vi_jax.types import Array, Batch, Batches as Batches, Key
 
 
 def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> Batches:

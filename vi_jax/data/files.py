@@ -35,6 +35,20 @@ def expanded(path: str | Path) -> Path:
         raise ValueError(f"{path}: there is no such home directory") from error
 
 
+def existing(path: str | Path) -> Path:
+    """The path, `expanded`. Raises FileNotFoundError where there is no file."""
+    path = expanded(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    return path
+
+
+def contents(path: str | Path) -> bytes:
+    """The bytes of a file, gzipped or not; for damaged ones gzip raises many kinds."""
+    data = Path(path).read_bytes()
+    return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+
+
 def read(path: str | Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     """Images [n, ...] and labels [n] (or None) of one split of a file.
 
@@ -44,10 +58,8 @@ def read(path: str | Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
     under "label", "labels" or "y".
     Raises FileNotFoundError for a missing file and ValueError for any other fault.
     """
-    path = expanded(path)
+    path = existing(path)
     name = path.name.lower()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     if name.endswith(".npz"):
         return _npz(path, split)
     if name.endswith(".npy"):
@@ -66,11 +78,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises ValueError that names the file when it is truncated or is not IDX.
     """
     try:
-        data = Path(path).read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        return _parse_idx(data)
-    # gzip alone raises OSError, EOFError and zlib.error for damaged bytes.
+        return _parse_idx(contents(path))
     except Exception as error:
         raise _damaged(path, error) from error
 

@@ -2,12 +2,10 @@
 
 import contextlib
 import difflib
-import functools
 import importlib.util
 import io
 import json
 import logging
-import operator
 import os
 import re
 import socket
@@ -25,7 +23,6 @@ import numpy as np
 from vi_jax.data import builders, files
 
 EMBEDDED = {"mnist": Path(__file__).parent / "mnist"}
-MAX_BYTES = 4 * 2**30
 # Where a set goes whose own place is taken by a preparation as TFRecord files.
 _ASIDE = "array_record"
 
@@ -71,9 +68,10 @@ _AMAT = _Small(
 _SMALL = {"mnist": _IDX, "fashion_mnist": _IDX, "binarized_mnist": _AMAT}
 
 
-def default_data_dir() -> Path:
-    """Where tensorflow-datasets keeps its sets: TFDS_DATA_DIR, or in the home."""
-    return files.expanded(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+def folder_of_sets(data_dir: str | Path | None) -> Path:
+    """`data_dir`, or where tensorflow-datasets keeps its sets."""
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return files.expanded(data_dir or default)
 
 
 def find(name: str, data_dir: Path) -> Prepared | None:
@@ -110,11 +108,11 @@ def _describe(name: str, folder: Path) -> Prepared:
         splits = tuple(str(s["name"]) for s in info["splits"])
     # The last one for brackets without end.
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _broken(name, folder, error) from error
+        raise broken(name, folder, error) from error
     return Prepared(name, folder, splits, info.get("fileFormat", "tfrecord"))
 
 
-def _broken(name: str, folder: Path, error: Exception) -> OSError:
+def broken(name: str, folder: Path, error: Exception) -> OSError:
     return OSError(
         f"the prepared files of {name} are damaged ({error}): "
         f"delete {folder} and prepare the set again"
@@ -148,7 +146,7 @@ def prepare(
     `manual_dir`), ImportError (TensorFlow needed), OSError (no network, disk).
     """
     builders.check_name(name)
-    data_dir = files.expanded(data_dir) if data_dir else default_data_dir()
+    data_dir = folder_of_sets(data_dir)
     if done := find(name, data_dir):
         return done
     check_known(name)
@@ -156,13 +154,13 @@ def prepare(
         data_dir = data_dir / _ASIDE
     manual = files.expanded(manual_dir) if manual_dir else EMBEDDED.get(name)
     _check_writable(data_dir)
-    with _quiet(progress=manual is None):
+    with quiet(progress=manual is None):
         builder = _builder(name, data_dir)
         _check_sources(name, builder.url_infos or {}, manual, data_dir)
         _download_and_prepare(name, builder, manual)
     found = find(name, data_dir)
     if found is None:
-        raise _broken(name, Path(builder.data_dir), OSError("no dataset_info.json"))
+        raise broken(name, Path(builder.data_dir), OSError("no dataset_info.json"))
     return found
 
 
@@ -288,7 +286,7 @@ def _check_writable(data_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(*, progress: bool = False) -> Iterator[None]:
+def quiet(*, progress: bool = False) -> Iterator[None]:
     """Silence what tensorflow-datasets logs about what we do on purpose."""
     import tensorflow_datasets as tfds
 
@@ -305,92 +303,3 @@ def _quiet(*, progress: bool = False) -> Iterator[None]:
     finally:
         log.setLevel(level)
         tfds.enable_progress_bar()
-
-
-def fits(found: Prepared, split: str, limit: int) -> bool:
-    """Whether the images of a whole split stay below `limit` bytes."""
-    with _quiet():
-        source, _ = _open(found, split)
-        return len(source) * _first(found, source).size <= limit
-
-
-def read(found: Prepared, split: str, rows: slice) -> dict[str, np.ndarray]:
-    """The "image" uint8 [n, h, w, c] of a split and, int32 [n], its classes.
-
-    Those are "label" and whatever else is a class or a boolean, by name, such as
-    "label_shape"; one of a group is "attributes/Bald".
-    Raises ValueError if the set is no set of images of one size, or if the rows take
-    more than 4 GiB; OSError if the prepared files are damaged.
-    """
-    with _quiet():
-        source, features = _open(found, split)
-        chosen = range(len(source))[rows]
-        first = _first(found, source)
-        _check_images(found.name, split, first, len(chosen))
-        out = {"image": np.empty((len(chosen), *first.shape), np.uint8)}
-        out |= {k: np.empty(len(chosen), np.int32) for k in _classes(features)}
-        _fill(found, source, chosen, out)
-    return out
-
-
-def _first(found: Prepared, source) -> np.ndarray:
-    try:
-        return np.asarray(source[0]["image"])
-    except Exception as error:
-        raise _broken(found.name, found.directory, error) from error
-
-
-def _fill(found, source, chosen, out) -> None:
-    paths = {column: column.split("/") for column in out}
-    for start in range(0, len(chosen), 1000):
-        try:
-            examples = source.__getitems__(list(chosen[start : start + 1000]))
-        except Exception as error:
-            raise _broken(found.name, found.directory, error) from error
-        for i, example in enumerate(examples, start):
-            if example["image"].shape != out["image"].shape[1:]:
-                raise ValueError(f"the images of {found.name} differ in size")
-            for column, path in paths.items():
-                out[column][i] = functools.reduce(operator.getitem, path, example)
-
-
-def _open(found: Prepared, split: str):
-    try:
-        builder = builders.open_builder(found.directory)
-        features = builder.info.features
-        source = builder.as_data_source(split=split)
-    except Exception as error:
-        raise _broken(found.name, found.directory, error) from error
-    if "image" not in features:
-        raise ValueError(f"{found.name} has no 'image', only {sorted(features)}")
-    return source, features
-
-
-def _classes(features) -> list[str]:
-    """Names of the classes and booleans, sorted: a prepared set keeps no order."""
-    import tensorflow_datasets as tfds
-
-    found = []
-    for name, feature in features.items():
-        if isinstance(feature, tfds.features.FeaturesDict):
-            found += [f"{name}/{inner}" for inner in _classes(feature)]
-        elif feature.shape == () and (
-            isinstance(feature, tfds.features.ClassLabel)
-            or feature.np_dtype == np.bool_
-            or (name == "label" and np.issubdtype(feature.np_dtype, np.integer))
-        ):
-            found.append(name)
-    return sorted(found)
-
-
-def _check_images(name: str, split: str, first: np.ndarray, n: int) -> None:
-    if first.dtype != np.uint8 or first.ndim != 3:
-        raise ValueError(
-            f"the images of {name} are {first.dtype} {list(first.shape)}: only uint8 "
-            "[h, w, c] are supported"
-        )
-    if n * first.size > MAX_BYTES:
-        raise ValueError(
-            f"{n} images of {name} take {n * first.size / 2**30:.0f} GiB: load a part, "
-            f"such as '{split}[:{MAX_BYTES // first.size // 2}]'"
-        )

@@ -47,7 +47,7 @@ def load_interactions(
     if min_interactions < 1:
         raise ValueError(f"min_interactions must be at least 1, got {min_interactions}")
     if files.is_path(dataset):
-        found = _read_file(files.expanded(dataset), threshold)
+        found = _read_file(files.existing(dataset), threshold)
     else:
         found = _read_prepared(str(dataset), threshold, data_dir)
     user, item, user_names, item_names = found
@@ -72,8 +72,6 @@ def _read_file(path: Path, threshold: float):
     if not name.removesuffix(".gz").endswith(SUPPORTED):
         endings = ", ".join(SUPPORTED)
         raise ValueError(f"{path}: the name must end in {endings}, or in these and .gz")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     opener = gzip.open if name.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vi_jax.data import builders, files, prepared
+from vi_jax.data import builders, files, prepared, records
 
 # Sets whose pixels are 0 and 1.
 _BITS = {"binarized_mnist", "dsprites"}
@@ -26,12 +26,6 @@ class Dataset(NamedTuple):
     split: str
     image: np.ndarray  # uint8 [n, h, w, c]
     label: np.ndarray | None  # int32 [n]
-
-
-def arrays(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The columns that a dataset has: "image", and "label" unless it is None."""
-    columns = {"image": dataset.image, "label": dataset.label}
-    return {k: v for k, v in columns.items() if v is not None}
 
 
 def load(
@@ -59,14 +53,12 @@ def load(
 def columns(
     name: str, split: str, *, data_dir: str | Path | None = None
 ) -> dict[str, np.ndarray]:
-    """The "image" of a public set and all its classes, as `prepared.read` names them.
+    """The "image" of a public set and all its classes, as `records.read` names them.
 
     Everything else is as in `load`.
     """
     base, rows = _parse_split(split)
     found, folder = _find(name, data_dir)
-    if base not in found.splits:
-        raise ValueError(f"{name} has no split {base!r}, only {sorted(found.splits)}")
     read = _cached(found, folder, base, rows)
     if not len(read["image"]):
         raise ValueError(f"{split!r} of {name} selects no examples")
@@ -85,7 +77,7 @@ def has_only_train(name: str | Path, *, data_dir: str | Path | None = None) -> b
 
 def _find(name: str, data_dir: str | Path | None) -> tuple[prepared.Prepared, Path]:
     builders.check_name(name)
-    folder = files.expanded(data_dir) if data_dir else prepared.default_data_dir()
+    folder = prepared.folder_of_sets(data_dir)
     return prepared.find(name, folder) or _prepare_embedded(name, folder), folder
 
 
@@ -130,7 +122,7 @@ def _cached(
     """The rows of a split, kept as arrays, since decoding its images takes seconds."""
     cache = folder / "vi_jax" / found.name / found.directory.name / f"{base}.npz"
     whole = rows == slice(None)
-    limit = prepared.MAX_BYTES if whole else min(_MAX_SLICED, prepared.MAX_BYTES)
+    limit = records.MAX_BYTES if whole else min(_MAX_SLICED, records.MAX_BYTES)
     # A damaged cache heals: whatever is wrong with it, it is written again.
     with contextlib.suppress(Exception), cache.open("rb") as file:
         # Twice, since the classes are not among the bytes that `fits` counts.
@@ -140,9 +132,9 @@ def _cached(
                 _to_labels(kept.get("label"), len(kept["image"]))
                 if kept["image"].dtype == np.uint8 and kept["image"].ndim == 4:
                     return {k: v[rows] for k, v in kept.items()}
-    if not prepared.fits(found, base, limit):
-        return _as_pixels(found.name, prepared.read(found, base, rows))
-    everything = _as_pixels(found.name, prepared.read(found, base, slice(None)))
+    if not records.fits(found, base, limit):
+        return _as_pixels(found.name, records.read(found, base, rows))
+    everything = _as_pixels(found.name, records.read(found, base, slice(None)))
     _keep(cache, everything)
     return {k: v[rows] for k, v in everything.items()}
 

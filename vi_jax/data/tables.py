@@ -5,7 +5,6 @@ training rows, and `encode` makes of any rows the floats [n, columns] that model
 """
 
 import csv
-import gzip
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -66,9 +65,7 @@ def read_table(path: str | Path, *, label: str | None = None) -> Table:
     naming the line: another format, no header or no rows, a row with more or fewer
     cells than the header, two columns of one name, no column `label`.
     """
-    path = files.expanded(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    path = files.existing(path)
     name = path.name.lower()
     if name.endswith(".npz"):
         return _read_npz(path)
@@ -110,14 +107,10 @@ def _read_npz(path: Path) -> Table:
 
 def _read_text(path: Path, delimiter: str) -> tuple[tuple[str, ...], np.ndarray]:
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-        text = io.StringIO(data.decode("utf-8-sig"), newline="")
+        text = io.StringIO(files.contents(path).decode("utf-8-sig"), newline="")
         reader = csv.reader(text, delimiter=delimiter, strict=True)
         # A blank line is no row; in a table of one column it is a missing value.
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
-    # gzip raises OSError, EOFError and zlib.error for damaged bytes.
     except Exception as error:
         raise ValueError(f"{path} is no text table ({error}): write it again") from (
             error

@@ -1,6 +1,5 @@
 """Sentences, one a line: those of the package, of a file, or of a prepared set."""
 
-import gzip
 import io
 from pathlib import Path
 
@@ -26,19 +25,14 @@ def load_sentences(
     if dataset == "wordnet":
         return _read(WORDNET)
     if files.is_path(dataset):
-        return _read(files.expanded(dataset))
+        return _read(files.existing(dataset))
     found = [line.strip() for line in _prepared(str(dataset), split, data_dir)]
     return _not_empty(dataset, [line for line in found if line])
 
 
 def _read(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    data = path.read_bytes()
     try:
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        lines = _lines(data.decode("utf-8-sig"))
-    # gzip alone raises OSError, EOFError and zlib.error for damaged bytes.
+        lines = _lines(files.contents(path).decode("utf-8-sig"))
     except Exception as error:
         raise ValueError(f"{path} is no text in UTF-8, or damaged ({error})") from error
     found = [line.strip() for line in lines]

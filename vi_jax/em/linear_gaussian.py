@@ -9,14 +9,8 @@ import numpy as np
 
 from vi_jax.distributions import LOG_2PI
 from vi_jax.em.loop import Fit, Steps, em
-from vi_jax.models.linear_gaussian import (
-    Moments,
-    Noise,
-    check_latents,
-    linear_gaussian,
-    moments,
-    posterior_map,
-)
+from vi_jax.maximum_likelihood import Moments, check_latents, moments
+from vi_jax.models.linear_gaussian import Noise, linear_gaussian, posterior_map
 from vi_jax.types import Array, Key, Params
 
 

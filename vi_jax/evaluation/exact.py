@@ -35,7 +35,7 @@ def elbo_forms(
     joint = lambda z: log_joint(model, params, x, z)
     log_px = model.marginal(params).log_prob(x)
     return ElboForms(
-        log_ratio=mean(lambda z: joint(z) - jnp.sum(q.log_prob(z))),
+        log_ratio=exact_elbo(model, params, q, x, order=order),
         reconstruction_minus_kl=mean(log_lik) - kl(q, model.prior(params)),
         evidence_minus_gap=log_px - variational_gap(model, params, q, x),
         energy_plus_entropy=mean(joint) + entropy(q),
@@ -55,8 +55,7 @@ def exact_elbo(
     Differentiable in params and q: the objective of variational inference where its
     expectation can be had. Raises ValueError where the quadrature does not exist.
     """
-    one = lambda z: log_joint(model, params, x, z) - jnp.sum(q.log_prob(z))
-    return expectation(q, one, order=order)
+    return expectation(q, _log_w(model, params, q, x), order=order)
 
 
 def variational_gap(
@@ -85,5 +84,10 @@ def log_weight_variance(
     Ref: Maddison et al. 2017, arXiv:1705.09279, who expand it in Var[w / p(x)].
     """
     mean = exact_elbo(model, params, q, x, order=order)
-    log_w = lambda z: log_joint(model, params, x, z) - jnp.sum(q.log_prob(z))
+    log_w = _log_w(model, params, q, x)
     return expectation(q, lambda z: (log_w(z) - mean) ** 2, order=order)
+
+
+def _log_w(model: Model | ExactModel, params: Params, q: Distribution, x: Array):
+    """z -> log p(x, z) - log q(z)."""
+    return lambda z: log_joint(model, params, x, z) - jnp.sum(q.log_prob(z))

@@ -1,5 +1,6 @@
 """The conditional VAE: a model of x for every context c, such as a label."""
 
+import inspect
 from collections.abc import Callable
 
 from vi_jax.distributions import Normal
@@ -20,10 +21,18 @@ def conditional_vae(
     to it, and bounds are on log p(x | c). The Components are those of `vae`, given the
     context too: the prior has `init(key, c)` and `apply(params, c)`, such as
     `posteriors.normal(network)`, or is `fixed`; the others see the pairs (x, c) and
-    (z, c), which `networks.mlp` takes. A label is best given one-hot.
-    Errors are those of `vae`. Ref: Sohn et al. 2015; Kingma et al. 2014,
-    arXiv:1406.5298.
+    (z, c), which `networks.mlp` takes. A label is best given one-hot. Parameters are
+    those of any one example: `conditional_vae(...)(c).init(key, x)`.
+    Errors are those of `vae`, and a ValueError where the prior takes no context.
+    Ref: Sohn et al. 2015; Kingma et al. 2014, arXiv:1406.5298.
     """
+    try:
+        inspect.signature(prior.apply).bind({}, None)
+    except TypeError:
+        raise ValueError(
+            "the prior of a conditional model takes the context, apply(params, c): "
+            "give one without as `models.fixed(prior)`"
+        ) from None
 
     def given(c: Array) -> Model:
         with_context = lambda part: Component(
@@ -43,7 +52,7 @@ def at_context(model: Model | Conditional, c: Array | None) -> Model:
 
     Raises ValueError where a Model comes with a context, or a Conditional without.
     """
-    if isinstance(model, tuple) == (c is not None):
+    if callable(model) != (c is not None):
         raise ValueError(
             "a conditional model needs a context c for each example; a Model takes none"
         )
