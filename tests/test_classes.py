@@ -88,7 +88,9 @@ def test_the_calibration_error_is_that_of_its_definition():
         (np.ones((0, 2)), np.zeros(0, int), {}, "do not fit"),
         (np.ones((3, 2)), np.array([0, 1, 2]), {}, "outside the 2 classes"),
         (np.ones((3, 2)), np.array([0, 1, -1]), {}, "outside the 2 classes"),
-        (np.ones((3, 2)), np.zeros(3, int), {"num_bins": 4}, r"in \[1, 3\]"),
+        (np.full((3, 2), 0.5), np.zeros(3, int), {"num_bins": 4}, r"in \[1, 3\]"),
+        (np.ones((3, 2)), np.zeros(3, int), {"num_bins": 1}, "no logits"),
+        (np.array([[1.5, -0.5]]), np.zeros(1, int), {"num_bins": 1}, "no logits"),
         (np.ones((3, 2)), np.zeros(3, int), {"num_bins": 0}, r"in \[1, 3\]"),
     ],
 )

@@ -172,6 +172,16 @@ def test_bernoulli_is_finite_and_right_where_it_is_certain(logit):
         assert slope == (0 if right else np.sign(-logit))
 
 
+@pytest.mark.parametrize("x", [255.0, -1.0, 1.001, np.inf])
+def test_what_is_no_pixel_of_a_coin_is_impossible(x):
+    """A density of 255 would be above 1; what is not known stays unknown."""
+    coin = Bernoulli(jnp.ones(3))
+    assert coin.log_prob(jnp.array([0.0, x, 1.0])) == -np.inf
+    assert np.isnan(coin.log_prob(jnp.array([0.0, np.nan, 1.0])))
+    grads = jax.grad(lambda d: d.log_prob(jnp.array([0.0, x, 1.0])))(coin)
+    assert np.isfinite(grads.logits).all() or np.isinf(x)
+
+
 def test_bernoulli_against_float64_for_grey_and_binary_pixels():
     """Logits of every size: 1e-6 relative, in the value and its gradient."""
     rng = np.random.default_rng(0)

@@ -206,6 +206,47 @@ def test_a_layer_of_classes_is_a_layer():
     np.testing.assert_allclose(np.log(sum(map(weigh, every))), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_free_bits_are_a_floor_under_the_rate_of_each_layer(beta):
+    """From the rates of layers whose sum is the rate, and what they then must give."""
+    floors = (0.0, 0.4, 100.0)
+    value, metrics = zip(*(free_bits(f, beta) for f in floors), strict=True)
+    rate, distortion = metrics[0]["rate"], metrics[0]["distortion"]
+    penalty = [(v - distortion) / beta for v in value]
+    np.testing.assert_allclose(penalty[0], rate, rtol=1e-5)
+    np.testing.assert_allclose(penalty[2], 2 * 100.0, rtol=1e-5)
+    rates = layer_rates()
+    assert rates.min() < 0.4 < rates.max()
+    np.testing.assert_allclose(penalty[1], np.maximum(rates, 0.4).sum(), atol=0.04)
+
+
+def free_bits(floor, beta):
+    """The loss of many draws of one x, with its metrics."""
+    how = {"preprocess": lambda key, batch: batch["x"], "num_samples": 2000}
+    loss = objectives.free_bits_loss(
+        model(), free_bits=floor, beta=lambda step: beta, **how
+    )
+    batch = {"x": jnp.asarray(X, float)[None], "step": jnp.int32(0)}
+    return quick_jit(loss)(params(off=0.2), jax.random.key(0), batch)
+
+
+def layer_rates():
+    """KL(q(z_l | ...) || p(z_l | ...)) in float64: of Gaussians, averaged over z."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params(off=0.2))
+    q, prior = p["posterior"], p["prior"]
+    rng = np.random.default_rng(0)
+    z_1 = q["first"]["w"] @ X + q["first"]["b"]
+    z_1 = z_1 + q["first"]["s"] * rng.normal(size=200_000)
+    up, down = q["links"][0], prior["links"][0]
+    loc_2 = up["w"][0] * z_1 + up["b"]
+    z_2 = loc_2 + up["s"] * rng.normal(size=z_1.shape)
+    log = lambda z, loc, s: stats.norm(loc, s).logpdf(z)
+    first = log(z_1, *(q["first"]["w"] @ X + q["first"]["b"], q["first"]["s"]))
+    of_1 = first - log(z_1, down["w"][0] * z_2 + down["b"], down["s"])
+    of_2 = log(z_2, loc_2, up["s"]) - log(z_2, 0.0, 1.0)
+    return np.array([of_1.mean(), of_2.mean()])
+
+
 def test_walks_of_other_lengths_are_an_error():
     with pytest.raises(ValueError, match="1 links down and 0 up"):
         models.hierarchical_vae(linear(), [linear()], linear(), [], linear())

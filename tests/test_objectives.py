@@ -1,6 +1,7 @@
 """The loss of a batch: its value, its metrics, its schedule and its cost."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,53 @@ def preprocess(key, batch):
 
 def batch_at(step):
     return {"x": jnp.array(ROWS, float), "step": jnp.int32(step)}
+
+
+def test_a_bound_that_is_no_scalar_is_an_error():
+    """Its mean over the batch would be another bound."""
+    loss = batch_loss(WRONG, preprocess=preprocess, bound=lambda log_w: log_w)
+    with pytest.raises(ValueError, match=r"array of shape \(1,\)"):
+        loss(wrong_params(), jax.random.key(0), batch_at(0))
+
+
+def test_any_record_of_the_four_functions_is_a_model():
+    own = types.SimpleNamespace(**WRONG._asdict())
+    a, b = (
+        batch_loss(model, preprocess=preprocess)(
+            wrong_params(), jax.random.key(0), batch_at(0)
+        )
+        for model in (own, WRONG)
+    )
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("estimator", [estimators.reparam, estimators.dreg])
+def test_a_model_of_16_bits_has_gradients_of_16_bits(estimator):
+    """Which are those of 32 but for their digits, and for other draws of z."""
+    how = {"bound": bounds.iwae, "estimator": estimator, "num_samples": 2000}
+    model = models.vae(
+        priors.standard_normal(2),
+        posteriors.normal(networks.mlp([5], 4)),
+        likelihoods.bernoulli(networks.mlp([5], 6)),
+    )
+    params = model.init(jax.random.key(0), jnp.zeros(6))
+
+    def gradient(dtype):
+        cast = lambda a: jnp.asarray(a, dtype)
+        x = cast(np.array([0, 1, 1, 0, 1, 0]))
+        one = lambda p: per_example(model, p, jax.random.key(1), x, **how)[0]
+        return quick_jit(jax.grad(one))(jax.tree.map(cast, params))
+
+    short, full = gradient(jnp.bfloat16), gradient(jnp.float32)
+    assert {a.dtype for a in jax.tree.leaves(short)} == {jnp.bfloat16.dtype}
+    scale = max(float(abs(a).max()) for a in jax.tree.leaves(full))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.asarray(a, float), b, atol=0.1 * scale
+        ),
+        short,
+        full,
+    )
 
 
 @pytest.mark.parametrize("accumulate", [None, 2, 4])

@@ -245,6 +245,25 @@ def test_the_average_follows_its_formula():
     np.testing.assert_allclose(average["offset"], expected, rtol=1e-5)
 
 
+def test_the_average_of_parameters_of_16_bits_has_32():
+    """Or the last steps, of a thousandth of what is there, would not reach it."""
+    short = jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), PARAMS)
+    optimizer = training.adam(1e-2, num_steps=10, ema=0.999)
+    start = training.init_state(short, optimizer)
+    state, _ = trained(optimizer=optimizer, start=start, num_steps=10)
+    assert {a.dtype for a in jax.tree.leaves(state.params)} == {jnp.bfloat16.dtype}
+    average = training.averaged_params(state)
+    assert {a.dtype for a in jax.tree.leaves(average)} == {jnp.float32.dtype}
+    assert jnp.abs(average["offset"]).min() > 0
+
+
+def test_a_dispatch_is_no_longer_than_the_run():
+    """A thousand million places for batches would not fit into memory."""
+    state, metrics = trained(num_steps=5, scan_steps=10**9)
+    assert len(metrics) == 1
+    assert_same(state, trained(num_steps=5, scan_steps=5)[0])
+
+
 def test_without_averaging_the_last_parameters_are_used(whole):
     assert training.averaged_params(whole) is whole.params
 

@@ -27,7 +27,7 @@ def scale_gradient(x: Array, factor: Array) -> Array:
 @scale_gradient.defjvp
 def _scale_gradient_jvp(primals, tangents):
     (x, factor), (dx, _) = primals, tangents
-    return x, factor * dx
+    return x, (factor * dx).astype(dx.dtype)
 
 
 def with_gradient_of(value: Array, surrogate: Array) -> Array:
@@ -46,10 +46,12 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
 
     Written as (x - 1/2) l - |l| / 2 - log1p(exp(-|l|)): finite for every finite logit,
     exact where one of the outcomes is certain, and right for x between 0 and 1. Its
-    derivative at 0 is right whatever that of abs is there.
+    derivative at 0 is right whatever that of abs is there. Where an entry of x is
+    outside of [0, 1], such as a pixel of 255, it is -inf.
     """
     size = abs(logits)
-    return jnp.sum((x - 0.5) * logits - 0.5 * size - jnp.log1p(jnp.exp(-size)))
+    total = jnp.sum((x - 0.5) * logits - 0.5 * size - jnp.log1p(jnp.exp(-size)))
+    return jnp.where(jnp.any((x < 0) | (x > 1)), -jnp.inf, total)
 
 
 def exp_remainder(x: Array) -> Array:

@@ -11,8 +11,9 @@ from jax.lax import stop_gradient
 from vi_jax import bounds, estimators, sharding
 from vi_jax.bounds import Bound
 from vi_jax.distributions import Distribution, Normal
-from vi_jax.divergences import kl
+from vi_jax.divergences import has_closed_form_kl, kl
 from vi_jax.estimators import Estimator
+from vi_jax.math import effective_sample_size
 from vi_jax.model import (
     Model,
     Terms,
@@ -22,6 +23,7 @@ from vi_jax.model import (
     sampled_terms,
 )
 from vi_jax.models import Conditional, at_context
+from vi_jax.models.hierarchical import Chain
 from vi_jax.schedules import Schedule, constant
 from vi_jax.types import Array, Batch, Key, Latents, LossFn, Metrics, Params
 
@@ -48,8 +50,8 @@ def per_example(
 
     The encoder runs once, whatever num_samples. `baseline(params, x)` is for
     `estimators.score`. Raises ValueError where num_samples is below 1, where
-    `analytic_terms` meets anything but the ELBO with `reparam`, or a baseline another
-    estimator.
+    `analytic_terms` meets anything but the ELBO with `reparam`, a baseline another
+    estimator, or where the bound is no scalar.
     """
     if baseline is not None:
         if estimator is not estimators.score:
@@ -69,6 +71,11 @@ def per_example(
     z = sharding.split(z, "samples")
     terms_of_x = terms(model, x)
     value = estimator(bound, terms_of_x, params, q, z, beta=beta)
+    if jnp.shape(value):
+        raise ValueError(
+            f"a bound makes a scalar of the log-weights [k], this one made an array of "
+            f"shape {jnp.shape(value)}: reduce it, as by jnp.mean"
+        )
     # The same computation once more, for the metrics: XLA merges the two.
     return value, stop_gradient(terms_of_x(params, q, z))
 
@@ -101,7 +108,7 @@ def batch_loss(
     Raises ValueError where a model comes with `context`, or a `Conditional` without,
     and from the loss where `accumulate` does not divide the batch.
     """
-    if isinstance(model, tuple) == (context is not None):
+    if callable(model) != (context is not None):
         raise ValueError(
             "a conditional model needs `context`, batch -> [n, ...]; a Model takes none"
         )
@@ -180,14 +187,16 @@ def free_bits_loss(
     preprocess: Callable[[Key, Batch], Array],
     free_bits: float,
     num_samples: int = 1,
+    beta: Schedule = UNTEMPERED,
 ) -> LossFn:
-    """Distortion + sum_j max(free_bits, KL_j), KL_j the batch mean for latent j.
+    """Distortion + beta sum_j max(free_bits, KL_j), KL_j the batch mean for latent j.
 
     A latent gains nothing by a KL below `free_bits`, which is in nats in spite of its
-    name. The other arguments and the metrics are those of `batch_loss`: `bound` is what
-    is raised, minus the loss, and `elbo` the ELBO itself.
+    name; of a hierarchy of latents, j is a layer, and KL_j comes from its draws. The
+    other arguments and the metrics are those of `batch_loss`: `bound` is what is
+    raised, minus the loss, and `elbo` the ELBO itself.
     Raises ValueError where free_bits is negative or infinite, and from the loss where
-    the prior or the posterior is no diagonal Gaussian.
+    the prior and the posterior are neither diagonal Gaussians nor hierarchies.
     Ref: Kingma et al. 2016, arXiv:1606.04934, appendix C.8.
     """
     if not 0 <= free_bits < float("inf"):
@@ -195,7 +204,9 @@ def free_bits_loss(
 
     def penalty(key: Key, encoded: EncodedBatch) -> tuple[Array, Metrics]:
         del key
-        return jnp.sum(jnp.maximum(_rates(encoded), free_bits)), {}
+        weight = beta(encoded.step)
+        total = jnp.sum(jnp.maximum(_rates(encoded), free_bits))
+        return weight * total, {"beta": weight}
 
     return penalised_loss(
         model, preprocess=preprocess, penalty=penalty, num_samples=num_samples
@@ -236,18 +247,19 @@ def penalised_loss(
     preprocess: Callable[[Key, Batch], Array],
     penalty: Penalty,
     num_samples: int = 1,
-    terms: Callable[[Model, Array], TermsFn] = analytic_terms,
+    terms: Callable[[Model, Array], TermsFn] | None = None,
 ) -> LossFn:
     """Distortion + penalty(key, encoded): for what couples the examples of a batch.
 
     The penalty stands in place of the KL. The metrics are its own and those of
-    `batch_loss`: `bound` is minus the loss and `elbo` the ELBO itself, by `terms`.
+    `batch_loss`: `bound` is minus the loss and `elbo` the ELBO itself, by `terms`,
+    which by default are analytic where the KL has a closed form.
     Raises ValueError where num_samples is below 1, and from the loss where samples of
     the posterior carry no gradient.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
-    if not isinstance(model, tuple):
+    if callable(model):
         raise ValueError("a penalty is for a Model: give a conditional one its context")
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
@@ -267,7 +279,9 @@ def penalised_loss(
         q, z = jax.vmap(encode)(jax.random.split(key_z, x.shape[0]), x)
         encoded = EncodedBatch(q, model.prior(params), z, batch["step"])
         of_batch, logged = penalty(key_penalty, encoded)
-        parts = jax.vmap(lambda x, q, z: terms(model, x)(params, q, z))(x, q, z)
+        closed = has_closed_form_kl(q, encoded.prior)
+        how = terms or (analytic_terms if closed else sampled_terms)
+        parts = jax.vmap(lambda x, q, z: how(model, x)(params, q, z))(x, q, z)
         value = of_batch - jnp.mean(parts.log_lik)
         metrics = jax.tree.map(jnp.mean, jax.vmap(summary)(stop_gradient(parts)))
         return value, {"bound": -value, **logged, **metrics}
@@ -276,8 +290,12 @@ def penalised_loss(
 
 
 def _rates(encoded: EncodedBatch) -> Array:
-    """The mean over the batch of KL(q(z_j | x) || p(z_j)), [d]."""
+    """The mean over the batch of KL(q(z_j | x) || p(z_j)), [d], or [layers]."""
     q, prior = encoded.posterior, encoded.prior
+    if type(q) is type(prior) is Chain:
+        ratio = lambda q, z: q.log_prob(z) - prior.log_prob(z)
+        each = jax.vmap(jax.vmap(ratio, in_axes=(None, 0)))(q, encoded.z)
+        return jnp.mean(each, (0, 1))
     if not (type(q) is type(prior) is Normal):
         raise ValueError(
             "a rate for each latent needs diagonal Gaussians, got a posterior "
@@ -293,10 +311,9 @@ def summary(terms: Terms) -> Metrics:
     log_w = jax.vmap(log_weight)(terms)
     distortion = -jnp.mean(terms.log_lik)
     elbo = jnp.mean(log_w)
-    ess = jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
     return {
         "elbo": elbo,
         "rate": -distortion - elbo,
         "distortion": distortion,
-        "ess": ess,
+        "ess": effective_sample_size(log_w),
     }

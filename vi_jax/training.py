@@ -98,16 +98,19 @@ def averaging(
     """`optimizer`, also keeping the moving average of the parameters.
 
     average <- d average + (1 - d) params with d = min(decay, (1 + t) / (10 + t)), so
-    that it forgets its start. Read it with `averaged_params`. Raises ValueError where
-    decay is outside [0, 1). Ref: Polyak & Juditsky 1992.
+    that it forgets its start. Read it with `averaged_params`: in float32, where the
+    parameters have less. Raises ValueError where decay is outside [0, 1).
+    Ref: Polyak & Juditsky 1992.
     """
     if not 0 <= decay < 1:
         raise ValueError(f"the averaging decay must be in [0, 1), got {decay}")
 
     def init(params: Params):
         count = jnp.zeros((), jnp.int32)
+        # In 16 bits what a step adds would be rounded off.
+        copy = lambda p: jnp.array(p, jnp.promote_types(p.dtype, jnp.float32))
         return _AverageState(
-            (count, optimizer.init(params)), jax.tree.map(jnp.copy, params)
+            (count, optimizer.init(params)), jax.tree.map(copy, params)
         )
 
     def update(grads, state, params):
@@ -276,6 +279,7 @@ def fit(
             f"scan_steps and max_skipped must be at least 1, "
             f"got {scan_steps} and {max_skipped}"
         )
+    scan_steps = min(scan_steps, max(num_steps, 1))  # what a dispatch has room for
     dispatches = _make_dispatches(loss, optimizer, batches, seed, max_skipped, mesh)
     one_blas_thread = cpu.one_blas_thread()
     step = int(state.step)

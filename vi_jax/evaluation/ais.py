@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vi_jax.distributions import Distribution, is_continuous
-from vi_jax.math import log_mean_exp
+from vi_jax.math import effective_sample_size, log_mean_exp
 from vi_jax.model import Model, log_joint
 from vi_jax.types import Array, Key, Params
 
@@ -215,8 +215,9 @@ def reverse_ais(
     zs = jnp.broadcast_to(_one_array(z), (num_chains, *z.shape))
     falls = -jnp.diff(annealing.betas)
     log_w = falls[-1] * jax.vmap(bridge.slope)(zs)
-    how = {"reverse": True}
-    log_w, acceptance = _walk(bridge, key, zs, log_w, falls[:-1], annealing, **how)
+    log_w, acceptance = _walk(
+        bridge, key, zs, log_w, falls[:-1], annealing, reverse=True
+    )
     log_inverse, *rest = _estimate(log_w, acceptance)
     return AisEstimate(-log_inverse, *rest)
 
@@ -261,6 +262,6 @@ def _check_chains(num_chains: int, annealing: Annealing) -> None:
 
 def _estimate(log_w: Array, acceptance: Array) -> AisEstimate:
     k = log_w.shape[0]
-    ess = jnp.exp(2 * jax.nn.logsumexp(log_w) - jax.nn.logsumexp(2 * log_w))
+    ess = effective_sample_size(log_w)
     stderr = jnp.sqrt(jnp.maximum(1 / ess - 1 / k, 0.0)) if k > 1 else ess * jnp.nan
     return AisEstimate(log_mean_exp(log_w), stderr, log_w, acceptance)

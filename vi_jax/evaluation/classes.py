@@ -48,13 +48,16 @@ def expected_calibration_error(
 
     probs is [n, c], label [n]; the bins are of equally many examples, by the largest
     probability, so that none is empty. It is above 0 by chance alone, by some
-    0.3 / sqrt(n / num_bins). Raises ValueError where the shapes do not fit or num_bins
-    is not in [1, n]. Ref: Guo et al. 2017, arXiv:1706.04599; Nguyen & O'Connor 2015,
-    arXiv:1508.05154 (bins of equal counts).
+    0.3 / sqrt(n / num_bins). Raises ValueError where the shapes do not fit, a row is
+    no distribution or num_bins is not in [1, n].
+    Ref: Guo et al. 2017, arXiv:1706.04599; Nguyen & O'Connor 2015, arXiv:1508.05154
+    (bins of equal counts).
     """
     probs, label = _fitting(probs, label)
     if not 1 <= num_bins <= len(label):
         raise ValueError(f"num_bins must be in [1, {len(label)}], got {num_bins}")
+    if not (np.all(probs >= 0) and np.allclose(probs.sum(1), 1, atol=1e-2)):
+        raise ValueError("probs must be probabilities, rows that sum to 1: no logits")
     confidence, right = np.max(probs, 1), np.argmax(probs, 1) == label
     by_confidence = np.argsort(confidence, kind="stable")
     excess = (right - confidence)[by_confidence]

@@ -1,6 +1,8 @@
 """The fence around flax: a Linen module becomes an (init, apply) pair."""
 
-from flax import linen
+import jax
+import jax.numpy as jnp
+from flax import errors, linen
 
 from vi_jax.types import Array, Component, Key, Params
 
@@ -9,7 +11,8 @@ def from_linen(module: linen.Module) -> Component:
     """Wrap a Linen module of one example, with parameters and no other state.
 
     `init` raises ValueError where the module has other collections: batch statistics,
-    for one, couple the examples of a batch, and then no bound holds.
+    for one, couple the examples of a batch, and then no bound holds. `apply` raises it
+    where x has another shape than the one that `init` saw, such as that of a batch.
     """
 
     def init(key: Key, x: Array) -> Params:
@@ -22,6 +25,13 @@ def from_linen(module: linen.Module) -> Component:
         return variables.get("params", {})
 
     def apply(params: Params, x: Array) -> Array:
-        return module.apply({"params": params}, x)
+        try:
+            return module.apply({"params": params}, x)
+        except errors.ScopeParamShapeError as error:
+            raise ValueError(
+                "a network takes one example, shaped as the one that it was made for, "
+                f"and got {jax.tree.map(jnp.shape, x)}: use jax.vmap for a batch "
+                f"({error})"
+            ) from error
 
     return Component(init, apply)
