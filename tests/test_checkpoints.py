@@ -10,14 +10,15 @@ import pytest
 
 from vi_jax import checkpoints
 from vi_jax.checkpoints import open_checkpoints
-from vi_jax.training import TrainState, init_state
+from vi_jax.training import TrainState, adam, init_state
 
 
-def state_at(step):
+def state_at(step, width=3, optimizer=None, dtype=jnp.float32):
     """A state with an optimizer's nested records, different at each step."""
     key = jax.random.key(step)
-    params = {"a": jax.random.normal(key, (50, 3)), "b": jnp.full(2, float(step))}
-    state = init_state(params, optax.adam(1e-3))
+    params = {"a": jax.random.normal(key, (50, width)), "b": jnp.full(2, float(step))}
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    state = init_state(params, optimizer or optax.adam(1e-3))
     return TrainState(jnp.asarray(step, jnp.int32), params, state.opt_state)
 
 
@@ -55,6 +56,53 @@ def test_the_last_and_the_best_come_back(folder):
     there = open_checkpoints(folder)
     assert_same(there.restore(state_at(0)), state_at(30))
     assert_same(there.restore(state_at(0), "best"), state_at(10))
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"width": 4}, r"params\.a is float32 \[50, 3\], .* is float32 \[50, 4\];"),
+        ({"dtype": jnp.bfloat16}, r"params\.a is float32 .* is bfloat16 \[50, 3\]"),
+        (
+            {"optimizer": adam(1e-3, num_steps=1, ema=0.9)},
+            r"opt_state\.inner\.0 is nothing, .* is int32 \[\]",
+        ),
+        ({"optimizer": optax.sgd(1e-3)}, r"opt_state\.0 is nothing, .* is empty"),
+        (
+            {"optimizer": optax.chain(optax.adam(1e-3), optax.identity())},
+            r"opt_state\.0\.0\.count is nothing, .* is int32 \[\]",
+        ),
+        (
+            {"optimizer": optax.chain(optax.scale_by_adam(), *[optax.identity()] * 2)},
+            r"opt_state\.2 is nothing, .* is empty",
+        ),
+    ],
+)
+def test_a_changed_model_or_optimizer_is_one_error(folder, capfd, which, how, message):
+    """It names the first leaf that differs; files and stderr stay as they are."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ValueError, match=message) as raised:
+        open_checkpoints(folder).restore(state_at(0, **how), which)
+    assert "another model or optimizer" in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1 and not capfd.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_numpy_parameters_ask_for_what_jax_makes_of_them(folder):
+    """A model's init may give float64, which training turned into float32."""
+    like = state_at(0)
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, float), like.params)
+    restored = open_checkpoints(folder).restore(like._replace(params=wide))
+    assert int(restored.step) == 30
+
+
+@pytest.mark.parametrize("kind", [np.float32, jnp.float32])
+def test_a_score_may_be_an_array_of_one_number(folder, kind):
+    there = open_checkpoints(folder)
+    there.save(state_at(40), kind(-0.5))
+    assert best_step(folder) == 40
+    assert_same(there.restore(state_at(0)), state_at(40))
 
 
 def best_step(folder):
@@ -124,6 +172,21 @@ def test_a_checkpoint_that_was_not_sealed_in_time_still_counts(folder):
     """A kill between the writing of a checkpoint and of its digests."""
     (folder / "last" / "30" / "sha256.json").unlink()
     assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(30))
+
+
+@pytest.mark.parametrize("what", ["manifest.ocdbt", "_METADATA", "everything"])
+def test_what_was_neither_sealed_nor_written_falls_back_too(folder, what):
+    """As after a loss of power: names of files, and nothing in them."""
+    lost = folder / "last" / "30"
+    (lost / "sha256.json").unlink()
+    if what == "everything":
+        shutil.rmtree(lost)
+        lost.mkdir()
+    else:
+        (lost / "default" / what).write_bytes(b"")
+    with pytest.warns(UserWarning, match="step 30 .* is damaged"):
+        restored = open_checkpoints(folder).restore(state_at(0))
+    assert_same(restored, state_at(20))
 
 
 def test_where_nothing_can_be_read_the_error_says_what_to_do(folder):

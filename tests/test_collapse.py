@@ -118,6 +118,13 @@ def test_wrong_objectives_are_errors():
     for gamma in (0.0, np.inf, np.nan):
         with pytest.raises(ValueError, match="gamma must be"):
             capacity(capacity=constant(1.0), gamma=gamma)
+    for loss in (
+        lambda: batch_loss(WRONG, preprocess=preprocess, beta=0.5),
+        lambda: free(free_bits=0.1, beta=0.5),
+        lambda: capacity(capacity=0.5, gamma=1.0),
+    ):
+        with pytest.raises(ValueError, match=r"schedules.constant\(0.5\)"):
+            loss()
     full = free_bits_loss(EXACT, preprocess=preprocess, free_bits=0.1)
     with pytest.raises(ValueError, match="diagonal Gaussians, got a posterior Full"):
         jax.eval_shape(full, exact_params(), jax.random.key(0), batch_at(0))

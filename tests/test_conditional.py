@@ -109,6 +109,12 @@ def small(prior=None):
     )
 
 
+def test_a_prior_that_takes_no_context_is_an_error_that_names_fixed():
+    with pytest.raises(ValueError, match=r"models\.fixed\(prior\)"):
+        small(priors.standard_normal(LATENTS))
+    small(models.fixed(priors.standard_normal(LATENTS)))
+
+
 @functools.cache
 def small_params():
     init = lambda key, x, c: small()(c).init(key, x)

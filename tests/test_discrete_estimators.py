@@ -326,8 +326,11 @@ def test_a_pair_that_is_undefined_names_the_right_choice(estimator, how, message
 def test_enumeration_of_gaussians_names_reparam():
     outcomes = Mixture(jnp.zeros(2), Normal(jnp.zeros((2, 1)), jnp.ones((2, 1))))
     z = jnp.zeros((1, 1))
-    with pytest.raises(ValueError, match="Mixture has no finite list"):
+    with pytest.raises(ValueError, match="Mixture has no finite list.*use `vimco`$"):
         estimators.enumeration(bounds.elbo, None, {}, outcomes, z)
+    with pytest.raises(ValueError, match="vimco") as raised:
+        estimators.reparam(bounds.elbo, None, {}, outcomes, z)
+    assert "enumeration" not in str(raised.value)
     how = {"estimator": estimators.enumeration}
     with pytest.raises(ValueError, match="reparam"):
         per_example(

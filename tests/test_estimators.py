@@ -1,6 +1,7 @@
 """Estimators: the value of the bound, an unbiased gradient, and errors elsewhere."""
 
 import functools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from contracts import (
 )
 from jax.lax import stop_gradient
 
-from vi_jax import bounds, estimators
+from vi_jax import bounds, distributions, estimators
 from vi_jax.distributions import Bernoulli, Categorical, FullNormal, Normal
 from vi_jax.model import (
     Model,
@@ -348,6 +349,48 @@ def test_stl_on_a_multi_sample_bound_names_dreg():
         stl = {"bound": BOUNDS[name].bound, "estimator": estimators.stl}
         with pytest.raises(ValueError, match="dreg"):
             per_example(WRONG, params, jax.random.key(0), x, num_samples=2, **stl)
+
+
+def test_stl_names_the_only_bound_that_it_knows():
+    params, x = wrong_params(), jnp.array(X, float)
+    how = {"bound": lambda log_w: bounds.elbo(log_w), "estimator": estimators.stl}
+    with pytest.raises(ValueError, match=r"`bounds\.elbo` itself"):
+        per_example(WRONG, params, jax.random.key(0), x, num_samples=2, **how)
+
+
+@distributions.register
+class SinhNormal:
+    """One's own: sinh of a Gaussian."""
+
+    base: Normal
+    pathwise: ClassVar[bool] = True
+
+    def sample(self, key):
+        return jnp.sinh(self.base.sample(key))
+
+    def log_prob(self, x):
+        log_slope = jnp.sum(0.5 * jnp.log1p(x**2))
+        return self.base.log_prob(jnp.arcsinh(x)) - log_slope
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_distribution_of_ones_own_is_what_its_docstring_says(estimator):
+    """In sinh coordinates, prior and posterior alike: value and gradient as without."""
+    here, there = wrong_params(), jnp.array(X, float)
+    mapped = Model(
+        init=None,
+        prior=lambda params: SinhNormal(WRONG.prior(params)),
+        posterior=lambda params, x: SinhNormal(WRONG.posterior(params, x)),
+        likelihood=lambda params, z: WRONG.likelihood(params, jnp.arcsinh(z)),
+    )
+    how = {"estimator": ESTIMATORS[estimator], "num_samples": 3}
+
+    def of(model):
+        value = lambda p: per_example(model, p, jax.random.key(0), there, **how)[0]
+        return quick_jit(jax.value_and_grad(value))(here)
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+    jax.tree.map(close, of(mapped), of(WRONG))
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

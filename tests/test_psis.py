@@ -98,6 +98,29 @@ def test_weights_that_agree_but_for_rounding_have_no_tail(size):
     assert of(heavy.astype(np.float32)) > 0.7
 
 
+@pytest.mark.parametrize("num_samples", [100, 1000, 5000])
+@pytest.mark.parametrize("size", [3.0, 1e2, 1e4])
+def test_discrete_latents_raise_no_false_alarm(num_samples, size):
+    """Three classes, coins, and many: nearly exact, so that ess is above 0.9 k."""
+    rng = np.random.default_rng(0)
+    found = []
+    for num_outcomes in [3] * 60 + [4, 16, 64] * 20:
+        q = rng.dirichlet(np.ones(num_outcomes))
+        log_ratio = rng.uniform(-0.4, 0.4, num_outcomes)
+        counts = rng.multinomial(num_samples, q)
+        log_w = np.repeat(log_ratio, counts) - size
+        found.append(of(log_w.astype(np.float32)))
+    assert np.mean(np.array(found) > 0.7) < 0.05
+    assert np.isnan(found).any()
+
+
+def test_of_a_hundred_different_weights_ties_leave_a_khat():
+    """Those of a Pareto tail, each drawn twice: the shape is the same to 0.1."""
+    log_w = np.log(stats.genpareto(0.6).rvs(5000, random_state=1))
+    once, twice = of(log_w), of(np.repeat(np.sort(log_w)[::2], 2))
+    assert abs(once - twice) < 0.1
+
+
 def test_few_samples_have_no_khat_and_hopeless_ones_an_infinite_one():
     assert np.isnan(of(np.random.default_rng(0).normal(size=20)))
     assert of(1000 * np.random.default_rng(0).normal(size=5000)) == np.inf

@@ -108,6 +108,17 @@ def test_a_beta_that_is_not_positive_is_an_error(name, ends):
         schedules.constant(next(iter(ends.values())))
 
 
+@EVERY
+def test_a_beta_may_be_traced(name):
+    """As in a sweep: the same values as when it is known."""
+    traced = lambda end: RAMPS[name](10, total_steps=100, end=end)(jnp.int32(7))
+    expected = [traced(end) for end in (0.5, 2.0)]
+    ends = jnp.array([0.5, 2.0])
+    np.testing.assert_allclose(jax.vmap(traced)(ends), expected, rtol=1e-6)
+    constant = jax.vmap(lambda beta: schedules.constant(beta)(jnp.int32(7)))
+    np.testing.assert_array_equal(constant(ends), ends)
+
+
 @pytest.mark.parametrize(
     "how",
     [{"num_cycles": 0}, {"num_cycles": 6}, {"rise": 0.0}, {"rise": 1.1}, {"rise": -1}],

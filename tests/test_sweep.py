@@ -6,8 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from vi_jax import sweep
+from vi_jax import (
+    likelihoods,
+    models,
+    networks,
+    posteriors,
+    priors,
+    schedules,
+    sweep,
+)
 from vi_jax.data.batches import no_data
+from vi_jax.objectives import batch_loss
 from vi_jax.training import fit, init_state
 
 VALUES = jnp.array([0.5, 1.0, 3.0])
@@ -64,6 +73,48 @@ def test_each_ends_where_it_would_alone():
             metrics["bound_each"][i], expected["bound"], rtol=1e-5
         )
     np.testing.assert_allclose(metrics["bound"], np.mean(metrics["bound_each"]))
+
+
+def small_loss(beta):
+    model = models.vae(
+        priors.standard_normal(1),
+        posteriors.normal(networks.mlp([], 2)),
+        likelihoods.bernoulli(networks.mlp([], 3)),
+    )
+    x = jnp.array([[0.0, 1.0, 1.0]])
+    preprocess = lambda key, batch: x
+    return model, x[0], batch_loss(model, preprocess=preprocess, beta=beta)
+
+
+def test_a_sweep_over_beta_is_that_of_its_schedules():
+    """The first example of the module's docstring."""
+    model, x, _ = small_loss(schedules.constant())
+    loss_of = lambda beta: small_loss(schedules.constant(beta))[2]
+    first = sweep.init_of_all(lambda key: model.init(key, x), jax.random.key(0), 3)
+    batch, key = {"step": jnp.int32(0)}, jax.random.key(1)
+    _, metrics = jax.jit(sweep.loss_of_all(loss_of, VALUES))(first, key, batch)
+    for i, beta in enumerate(VALUES):
+        one = sweep.one_of_all(first, i)
+        _, alone = loss_of(beta)(one, jax.random.clone(key), batch)
+        np.testing.assert_allclose(metrics["bound_each"][i], alone["bound"], rtol=1e-6)
+    assert len(np.unique(metrics["bound_each"])) == 3
+
+
+def test_a_sweep_over_learning_rates_sets_them_in_the_state():
+    """The second example of the module's docstring."""
+    rates = jnp.array([0.01, 0.1, 0.3])
+    adam = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+    optimizer = sweep.optimizer_of_all(adam)
+    loss = sweep.loss_of_all(lambda rate: loss_of(1.0), rates)
+    first = sweep.init_of_all(start, jax.random.key(0), 3)
+    state = init_state(first, optimizer)
+    state.opt_state.hyperparams["learning_rate"] = rates
+    how = {"seed": 1, "num_steps": 6, "scan_steps": 3}
+    state, _ = list(fit(loss, optimizer, state, no_data(), **how))[-1]
+    for i, rate in enumerate(rates):
+        alone, _ = train(loss_of(1.0), optax.adam(rate), sweep.one_of_all(first, i))
+        ours = sweep.one_of_all(state.params, i)
+        np.testing.assert_allclose(ours["w"], alone.params["w"], rtol=1e-4)
 
 
 def test_they_start_alike_or_each_with_its_own_key():

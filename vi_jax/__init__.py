@@ -53,12 +53,13 @@ from vi_jax.model import (
     reconstruct as reconstruct,
     traverse as traverse,
 )
+from vi_jax.types import Component as Component
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """`vi_jax.plots` and `vi_jax.detector`, which few need, at their first use."""
-    if name in ("plots", "detector"):
+    """The modules that few need, and that take long to load, at their first use."""
+    if name in ("plots", "detector", "evaluator", "resumable", "checkpoints"):
         return importlib.import_module(f"vi_jax.{name}")
     raise AttributeError(f"module 'vi_jax' has no attribute {name!r}")

@@ -5,6 +5,7 @@ of it or none. Digests of its files are kept with them, so that damage is notice
 anything reads them.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,6 +23,7 @@ from vi_jax import sharding
 from vi_jax.training import TrainState
 
 _SEAL = "sha256.json"
+_STATE = "default"  # orbax's folder, in that of a step, for what is not named
 
 
 class Checkpoints(NamedTuple):
@@ -37,8 +39,10 @@ def open_checkpoints(folder: Path) -> Checkpoints:
     `restore(like)` gives the last state that can be read, None where there is none, and
     warns where a newer one is damaged: that one is set aside as `damaged-...`.
     Of several processes, whose states are the same, the first alone reads and writes.
-    Raises ValueError where there are checkpoints and none can be read, OSError where
-    one cannot be written, as on a full disk: those before it stay.
+    Raises ValueError where there are checkpoints and none can be read, or where `like`
+    differs from what was saved in its structure, a shape or a dtype, as of a changed
+    model or optimizer (the first such leaf is named); OSError where one cannot be
+    written, as on a full disk: those before it stay.
     """
     folder = Path(folder).resolve()
     kept = {}
@@ -47,7 +51,8 @@ def open_checkpoints(folder: Path) -> Checkpoints:
         kept = {n: _manager(folder / n, k) for n, k in (("best", 1), ("last", 2))}
 
     def save(state: TrainState, score: float) -> None:
-        step = int(state.step)
+        # The file of scores holds no scalar of JAX or NumPy.
+        step, score = int(state.step), float(score)
         args = ocp.args.StandardSave(jax.device_get(state))
         metrics = {"score": score if score == score else -math.inf}  # nan is no best
         try:
@@ -93,9 +98,8 @@ def _restore(manager: ocp.CheckpointManager, folder: Path, like: TrainState):
         best = manager.best_step()
         steps.sort(key=lambda step: step != best)
     for step in steps:
-        if _is_whole(folder / str(step)):
-            target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
-            return manager.restore(step, args=target)
+        if (state := _read(manager, folder / str(step), like)) is not None:
+            return state
         warnings.warn(
             f"the checkpoint of step {step} in {folder} is damaged and was set aside; "
             "falling back to the one before",
@@ -112,6 +116,45 @@ def _restore(manager: ocp.CheckpointManager, folder: Path, like: TrainState):
             "folder, or delete this one"
         )
     return None
+
+
+def _read(manager: ocp.CheckpointManager, checkpoint: Path, like: TrainState):
+    """The state of a checkpoint, None where it is damaged."""
+    if not _is_whole(checkpoint):
+        return None
+    try:
+        with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+            saved = _leaves(handler.metadata(checkpoint / _STATE).tree)
+        if saved == _leaves(like):
+            target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
+            return manager.restore(int(checkpoint.name), args=target)
+    except Exception:  # orbax has many, for files that were never written
+        if (checkpoint / _SEAL).exists():
+            raise
+        return None
+    return _refuse(checkpoint, saved, _leaves(like))
+
+
+def _refuse(checkpoint: Path, saved: dict[str, str], asked: dict[str, str]) -> NoReturn:
+    """Name the first leaf that orbax would not restore, or only by a cast."""
+    for name in asked | saved:
+        there, here = (leaves.get(name, "nothing") for leaves in (saved, asked))
+        if there != here:
+            raise ValueError(
+                f"the checkpoint {checkpoint} is of another model or optimizer: its "
+                f"{name} is {there}, that of the state to restore is {here}; build "
+                "what was trained, or start in a new folder"
+            )
+
+
+def _leaves(tree) -> dict[str, str]:
+    """The dtype and shape of each leaf, or empty node, by its dotted path."""
+    is_empty = lambda a: a is None or (isinstance(a, dict | list | tuple) and not a)
+    dtype = lambda leaf: jax.dtypes.canonicalize_dtype(leaf.dtype)
+    about = lambda a: "empty" if is_empty(a) else f"{dtype(a)} {list(a.shape)}"
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_empty)
+    return {name(path): about(leaf) for path, leaf in found}
 
 
 def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:

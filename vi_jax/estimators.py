@@ -36,10 +36,11 @@ Estimator = Callable[..., Array]
 
 def _require_pathwise(q: Distribution, name: str) -> None:
     if not q.pathwise:
+        few = "" if is_continuous(q) else "(or, for few outcomes, `enumeration`) "
         raise ValueError(
             f"`{name}` differentiates through samples, and samples of "
-            f"{type(q).__name__} carry no gradient: use `vimco` or `score` (or, for "
-            "few outcomes, `enumeration`), or a posterior that does, such as Normal"
+            f"{type(q).__name__} carry no gradient: use `vimco` or `score` {few}or a "
+            "posterior whose samples do, such as Normal"
         )
 
 
@@ -83,14 +84,16 @@ def stl(
     """Sticking the landing: `reparam` without the score of q, whose mean is 0, [].
 
     The gradient vanishes, sample by sample, where q is the exact posterior. Unbiased
-    for the ELBO only, or k = 1. Raises ValueError elsewhere, and where q is not
-    pathwise. Ref: Roeder et al. 2017, arXiv:1703.09194.
+    for the ELBO only, or k = 1. Raises ValueError for k > 1 and another function than
+    `bounds.elbo` itself, and where q is not pathwise.
+    Ref: Roeder et al. 2017, arXiv:1703.09194.
     """
     _require_pathwise(q, "stl")
     if bound is not bounds.elbo and _num_samples(z) > 1:
         raise ValueError(
-            "`stl` is biased for multi-sample bounds other than the ELBO: use `dreg`, "
-            "which is its unbiased form for any bound"
+            "`stl` is biased for multi-sample bounds other than the ELBO, and knows it "
+            "as `bounds.elbo` itself only: pass that, or use `dreg`, which is its "
+            "unbiased form for any bound"
         )
     return bound(_log_weights(terms, beta)(params, stop_gradient(q), z))
 
@@ -204,16 +207,18 @@ def enumeration(
 ) -> Array:
     """The exact ELBO and its exact gradient, a sum over every outcome of q, [].
 
-    The samples z are not used. Raises ValueError for another bound, and where q has no
-    finite list of outcomes or more than 2^20.
+    The samples z are not used. Raises ValueError for another bound than `bounds.elbo`
+    itself, and where q has no finite list of outcomes or more than 2^20.
     """
     del z
     if bound is not bounds.elbo:
-        raise ValueError("`enumeration` is for the ELBO: use `vimco` for other bounds")
-    if is_continuous(q):
         raise ValueError(
-            f"{type(q).__name__} has no finite list of outcomes: use `reparam`, or "
-            "`vimco` where its samples carry no gradient"
+            "`enumeration` is for `bounds.elbo` itself: use `vimco` for other bounds"
+        )
+    if is_continuous(q):
+        other = "reparam" if q.pathwise else "vimco"
+        raise ValueError(
+            f"{type(q).__name__} has no finite list of outcomes: use `{other}`"
         )
     outcomes, probabilities = nodes(q)
     log_w = _log_weights(terms, beta)(params, q, outcomes)
@@ -256,11 +261,13 @@ def wake_sleep(
 
     With normalised weights w: sum_i w_i dlog p(x, z_i) for p, sum_i w_i dlog q(z_i) for
     q, which is not the gradient of the bound (the wake-phase update of q, consistent in
-    k). Any q. Raises ValueError for another bound than IWAE.
+    k). Any q. Raises ValueError for another bound than `bounds.iwae` itself.
     Ref: Bornschein & Bengio 2015, arXiv:1406.2751; Le et al. 2019, arXiv:1805.10469.
     """
     if bound is not bounds.iwae:
-        raise ValueError("`wake_sleep` weighs as bounds.iwae does: use `vimco`")
+        raise ValueError(
+            "`wake_sleep` is for `bounds.iwae` itself: use `vimco` for other bounds"
+        )
     log_w, z = _log_weights(terms, beta), stop_gradient(z)
     at_p = log_w(params, stop_gradient(q), z)
     weights = stop_gradient(jax.nn.softmax(at_p))

@@ -106,7 +106,8 @@ def log_joint(model: Model, params: Params, x: Array, z: Latents) -> Array:
 def generate(model: Model, params: Params, key: Key) -> Array:
     """The mean of p(x | z) at one draw z ~ p(z), shaped as x.
 
-    For a draw of x itself: `model.likelihood(params, z).sample(key)`.
+    For a draw of x itself: `model.likelihood(params, z).sample(key)`. For a temperature
+    t: `model._replace(prior=...)`, such as `Normal(zeros, t * ones)`.
     """
     return model.likelihood(params, model.prior(params).sample(key)).mean()
 

@@ -24,7 +24,7 @@ from vi_jax.model import (
 )
 from vi_jax.models import Conditional, at_context
 from vi_jax.models.hierarchical import Chain
-from vi_jax.schedules import Schedule, constant
+from vi_jax.schedules import Schedule, check_schedule, constant
 from vi_jax.types import Array, Batch, Key, Latents, LossFn, Metrics, Params
 
 UNTEMPERED = constant(1.0)
@@ -105,13 +105,14 @@ def batch_loss(
     default, on CPU, as many as keep a part to 2,500 samples, which stay in its cache.
     In parts only the parameters have a gradient; accumulate=1 gives one in the data.
     For many samples an example, `terms=partial(sampled_terms, num_chunks=...)` does so.
-    Raises ValueError where a model comes with `context`, or a `Conditional` without,
-    and from the loss where `accumulate` does not divide the batch.
+    Raises ValueError where a model comes with `context`, or a `Conditional` without, or
+    beta is a number, and from the loss where `accumulate` does not divide the batch.
     """
     if callable(model) != (context is not None):
         raise ValueError(
             "a conditional model needs `context`, batch -> [n, ...]; a Model takes none"
         )
+    check_schedule(beta)
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         key_x, key_z = jax.random.split(key)
@@ -201,6 +202,7 @@ def free_bits_loss(
     """
     if not 0 <= free_bits < float("inf"):
         raise ValueError(f"free_bits must be a number of nats >= 0, got {free_bits}")
+    check_schedule(beta)
 
     def penalty(key: Key, encoded: EncodedBatch) -> tuple[Array, Metrics]:
         del key
@@ -230,6 +232,7 @@ def capacity_loss(
     """
     if not 0 < gamma < float("inf"):
         raise ValueError(f"gamma must be positive and finite, got {gamma}")
+    check_schedule(capacity)
 
     def penalty(key: Key, encoded: EncodedBatch) -> tuple[Array, Metrics]:
         del key

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from vi_jax.distributions import Mixture, Normal
+from vi_jax.distributions import Bernoulli, Categorical, Mixture, Normal
 from vi_jax.types import Array, Component, Key, Params
 
 
@@ -14,6 +14,17 @@ def standard_normal(latents: int) -> Component:
         del params
         return Normal(jnp.zeros(latents), jnp.ones(latents))
 
+    return Component(lambda key, z: {}, apply)
+
+
+def bernoulli(latents: int) -> Component:
+    """Fair coins [latents], without parameters: for `posteriors.bernoulli`."""
+    return Component(lambda key, z: {}, lambda params: Bernoulli(jnp.zeros(latents)))
+
+
+def categorical(num_classes: int) -> Component:
+    """Classes of equal chance, without parameters: for `posteriors.categorical`."""
+    apply = lambda params: Categorical(jnp.zeros(num_classes))
     return Component(lambda key, z: {}, apply)
 
 

@@ -16,8 +16,19 @@ from vi_jax.types import Array
 Schedule = Callable[[Array], Array]
 
 
-def _check_beta(*values: float) -> None:
-    if not all(0 <= value < math.inf for value in values):
+def check_schedule(beta: Schedule) -> None:
+    """Raise ValueError for a number in place of a schedule."""
+    if not callable(beta):
+        raise ValueError(
+            f"needed is a schedule, a function of the step, not {beta}: "
+            f"schedules.constant({beta})"
+        )
+
+
+def _check_beta(*values: float | Array) -> None:
+    # What `vmap` over a sweep or `jit` traces has no value yet.
+    known = [value for value in values if not isinstance(value, jax.core.Tracer)]
+    if not all(0 <= value < math.inf for value in known):
         raise ValueError(f"beta must be at least 0 and finite, got {values}")
 
 
@@ -43,8 +54,11 @@ def _ramp(shape, num_steps: int, total_steps: int, start: float, end: float):
     return schedule
 
 
-def constant(value: float = 1.0) -> Schedule:
-    """beta(t) = value. Raises ValueError where it is negative."""
+def constant(value: float | Array = 1.0) -> Schedule:
+    """beta(t) = value. Raises ValueError where it is known and negative or not finite.
+
+    It may be traced, as one of `sweep.loss_of_all`.
+    """
     _check_beta(value)
     return lambda step: jnp.full(jnp.shape(step), value, jnp.float32)
 

@@ -11,7 +11,7 @@ from vi_jax.divergences import kl
 from vi_jax.math import scale_gradient
 from vi_jax.models import SemiSupervised
 from vi_jax.objectives import UNTEMPERED, per_example
-from vi_jax.schedules import Schedule
+from vi_jax.schedules import Schedule, check_schedule
 from vi_jax.types import Array, Batch, Key, LossFn, Metrics, Params
 
 ClassMean = Callable[[Key, Array, Callable[[Array], Array]], Array]
@@ -197,6 +197,8 @@ def semi_supervised_loss(
             "needed: alpha >= 0 and fraction_labelled in [0, 1], got "
             f"{alpha} and {fraction_labelled}"
         )
+    check_schedule(trust)
+    check_schedule(beta)
     f = fraction_labelled
     needed = [n for n, share in (("labelled", f), ("unlabelled", 1 - f)) if share]
 

@@ -1,7 +1,16 @@
 """Several models of one architecture trained together, as one compiled program.
 
 Parameters, optimizer state and metrics lead with [m], one row a model; the models see
-the same batches and draws, so that what differs is what the sweep is over.
+the same batches and draws, so that what differs is what the sweep is over: a number in
+the loss, such as beta, or one in the optimizer, such as the learning rate.
+
+loss_of = lambda beta: batch_loss(model, ..., beta=schedules.constant(beta))
+loss = loss_of_all(loss_of, betas)                       # betas [m]
+
+adam = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+loss = loss_of_all(lambda rate: batch_loss(model, ...), rates)
+state = init_state(params, optimizer_of_all(adam))
+state.opt_state.hyperparams["learning_rate"] = rates     # [m], instead of the 0
 """
 
 from collections.abc import Callable

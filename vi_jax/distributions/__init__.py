@@ -2,13 +2,17 @@
 
 Each has `sample(key) -> event`, `log_prob(event) -> []` in nats summed over the event,
 `mean()`, and the class constant `pathwise`: whether a sample carries the gradient of
-the parameters. `vmap` adds samples and batches.
+the parameters. `vmap` adds samples and batches. `register` makes one of your own.
 """
 
 from vi_jax.distributions.autoregressive import (
     AutoregressiveBernoulli as AutoregressiveBernoulli,
 )
-from vi_jax.distributions.base import LOG_2PI as LOG_2PI, Distribution as Distribution
+from vi_jax.distributions.base import (
+    LOG_2PI as LOG_2PI,
+    Distribution as Distribution,
+    register as register,
+)
 from vi_jax.distributions.columns import MixedColumns as MixedColumns
 from vi_jax.distributions.continuous import (
     Beta as Beta,

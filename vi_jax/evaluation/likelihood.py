@@ -19,7 +19,9 @@ class LogLikelihood(NamedTuple):
     rate: Array  # mean log q(z | x) - log p(z), the KL
     distortion: Array  # -mean log p(x | z)
     ess: Array  # (sum w)^2 / sum w^2, in [1, k]
-    khat: Array  # of the tail of w: above 0.7, neither log_px nor stderr can be trusted
+    # Of the tail of w: above 0.7, neither log_px nor stderr can be trusted; nan where
+    # it is mostly ties, as that of discrete latents may be, and says nothing.
+    khat: Array
 
 
 class _Sums(NamedTuple):
@@ -45,7 +47,7 @@ def log_likelihood(
 
     `chunk` draws are held at a time, so memory does not grow with num_samples; the last
     chunk is masked where num_samples is no multiple. The encoder runs once. khat is
-    nan below 25 samples.
+    nan below 25 samples, and where too few weights differ, as of discrete latents.
     Raises ValueError where num_samples or chunk is below 1.
     Ref: Burda et al. 2016, arXiv:1509.00519, section 5; the error by the delta method;
     Vehtari et al. 2024, arXiv:1507.02646 (khat).

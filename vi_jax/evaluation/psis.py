@@ -28,7 +28,9 @@ def pareto_k(top: Array) -> Array:
     top are the m + 1 largest of a sample, the smallest of them the threshold that the
     others exceed. Below 0.5 the variance of the weights is finite; above 0.7 estimates
     cannot be trusted. Zhang and Stephens' estimate, drawn towards 0.5 as by 10 more
-    weights; 0 where all weights agree, nan for m < 5.
+    weights; 0 where all weights agree, nan for m < 5. nan, too, where a quarter of the
+    tail ties with its threshold, not by rounding, and fewer than 3 sqrt(m) and m / 2 of
+    its weights differ, as of discrete latents: a fit finds any shape in a few points.
     Ref: Zhang & Stephens 2009; Vehtari et al. 2024, arXiv:1507.02646.
     """
     m = top.shape[0] - 1
@@ -49,6 +51,11 @@ def pareto_k(top: Array) -> Array:
     log_profile = m * (jnp.log(-theta / shape) - shape - 1)
     mean_theta = jax.nn.softmax(log_profile) @ theta
     found = (m * jnp.mean(jnp.log1p(-mean_theta * x)) + 10 * 0.5) / (m + 10)
+    different = 1 + jnp.sum(jnp.diff(top) > unit)
+    # Rounding ties weights too, but leaves more than one in 16 of its own steps.
+    few = 16 * different * unit < top[-1] - top[0]
+    few &= different < min(m / 2, 3 * m**0.5)
+    found = jnp.where(few & (top[quarter] - top[0] <= unit), jnp.nan, found)
     # Where a quarter of the tail underflows beside its largest, no tail is heavier.
     underflows = top[quarter] - top[-1] < jnp.log(1e-30)
     return jnp.where(varies, jnp.where(underflows, jnp.inf, found), 0.0)

@@ -1,4 +1,7 @@
-"""Networks as Components. The only part of vi_jax that imports flax."""
+"""Networks as Components. The only part of vi_jax that imports flax.
+
+`vi_jax.Component(init, apply)` is one of your own, of any library or none.
+"""
 
 from vi_jax.networks.conv import (
     broadcast_decoder as broadcast_decoder,
