@@ -44,7 +44,9 @@ def report(
     temperature = evaluation.fit_temperature(valid, data.valid_label)
     probs = lambda logits, t: special.softmax(logits / t, axis=1)
     error = lambda scores, right: 100 * float(np.mean(scores.argmax(1) != right))
-    ece = evaluation.expected_calibration_error
+    ece = lambda probs, right: evaluation.expected_calibration_error(
+        probs, right, num_bins=min(15, len(right))
+    )
     hidden = data.train_label[label == MISSING]
     joint = log_joints(model, params, jnp.asarray(inputs.modelled(data.test)))
     log_px = special.logsumexp(joint, axis=1)
@@ -70,7 +72,9 @@ def report(
         f"calibrated, T = {temperature:.2f}": probs(test, temperature),
     }
     figures = pictures(params, inputs, model, data, test)
-    figures["reliability.png"] = plots.reliability(confidence, data.test_label)
+    figures["reliability.png"] = plots.reliability(
+        confidence, data.test_label, num_bins=min(15, len(n))
+    )
     return numbers, figures
 
 
@@ -123,7 +127,7 @@ def pictures(
         of = lambda y: likelihood(y, model.given(y).prior(params).sample(key))
         return jax.vmap(of)(classes)
 
-    rows = jnp.arange(10)
+    rows = np.arange(min(10, len(x)))
     hands = jax.vmap(written_as, (0, 0, None))(x[rows], classes[guess[rows]], classes)
     originals = data.test[rows, None].astype(np.float32) / 255
     draws = jax.vmap(drawn)(jax.random.split(jax.random.key(0), 10))

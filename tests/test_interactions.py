@@ -1,6 +1,7 @@
 """Interactions from files and sets, their splits, and dense batches of sparse rows."""
 
 import gzip
+import re
 
 import jax
 import numpy as np
@@ -46,6 +47,7 @@ FILES = {
     "bom.csv": "\ufeff" + lines("user,item,rating", ","),
     "blank.csv": "\n \r\n" + lines("user,item,rating", ","),
     "twice.csv": lines("", ",") + lines("", ",") + "\n",
+    "quoted.tsv": re.sub(r"([^\t\n]+)", r'"\1"', lines("user\titem\trating", "\t")),
 }
 
 
@@ -72,6 +74,11 @@ def test_threshold_and_least_number_of_choices(tmp_path):
     kept = lambda **options: pairs_of(load_interactions(path, **options))
     assert kept(threshold=3.0, min_interactions=3) == {("u1", c) for c in "abc"}
     assert kept(threshold=5.0, min_interactions=1) == {("u1", "a"), ("u3", "c")}
+    # Where the names of the columns are not in quotes, quotes are part of a name.
+    path = write(tmp_path, 'user\titem\nu\t"Best" of\nu\t"a\n', "r.tsv")
+    assert pairs_of(load_interactions(path, min_interactions=2)) == {
+        *(("u", '"Best" of'), ("u", '"a')),
+    }
     # Without ratings every line counts; quotes may hide a comma.
     path = write(tmp_path, 'user,item\nu,"Good, Bad"\nu,x\n')
     assert pairs_of(load_interactions(path, threshold=9.0, min_interactions=2)) == {
@@ -94,6 +101,10 @@ def test_threshold_and_least_number_of_choices(tmp_path):
         ("r.csv", "user,item,rating\n\nu,b\n", "line 3: .* has 2 columns"),
         ("r.tsv", "u\ta\t5\n\tb\t5\n", "line 2: the user or the item is empty"),
         ("r.csv", "user_id,rating\nu,5\n", "must name a user and an item column"),
+        ("r.csv", "user,item,rating,score\nu,a,5,1\n", r"\['rating', 'score'\] all"),
+        ("r.csv", "\nuser,rating,item,rating\n", "line 2: .*'rating', 'rating'"),
+        ("r.tsv", "movieId\tuserId\tmovie:token\n", "'movieId', 'movie:token'"),
+        ("r.tsv", '"user"\t"item"\n"u"\t"a\nu\tb\n', "line 3: .*no table"),
         ("r.csv", "who,what,stars\nu,a,5\n", "line 1: the rating 'stars' is no number"),
         ("r.csv", b"u,a\n\xff\xfe\x00", "is no text, or damaged"),
         ("r.csv.gz", "u,a\n", "is no text, or damaged"),

@@ -121,6 +121,19 @@ def test_a_set_without_labels_or_with_other_ones_is_an_error(tmp_path):
         run(knobs(tmp_path / "more.npz"), tmp_path / "run")
 
 
+def test_a_few_test_images_are_reported(tmp_path):
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 3
+    image = np.where(label[:, None, None] == np.arange(3)[:, None], 200, 20)
+    image = (image + rng.integers(0, 20, (60, 3, 4))).astype(np.uint8)
+    few = {"x_test": image[:6], "y_test": label[:6]}
+    np.savez(tmp_path / "a.npz", x_train=image, y_train=label, **few)
+    knobs = Knobs(model="m2", labels=45, dataset=str(tmp_path / "a.npz"), epochs=2)
+    result = run(knobs, tmp_path)
+    assert np.isfinite(result["ece"]) and np.isfinite(result["ece_imputed"])
+    assert json.loads((next(tmp_path.glob("m2*")) / "result.json").read_text())
+
+
 def test_the_stored_results_are_those_of_the_table():
     if mnist_ssvae.STORED.exists():
         stored = json.loads(mnist_ssvae.STORED.read_text())

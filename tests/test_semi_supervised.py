@@ -239,8 +239,8 @@ def batch_of(*names):
 
 def averaged(loss, batch, num=20_000):
     """The mean over keys of the loss, with its standard error."""
-    keys = jax.random.split(jax.random.key(8), num)
-    run = jax.vmap(lambda key: loss(network_params(), key, batch)[0])
+    keys, params = jax.random.split(jax.random.key(8), num), network_params()
+    run = jax.vmap(lambda key: loss(params, key, batch)[0])
     values = np.asarray(quick_jit(run)(keys))
     return values.mean(), values.std() / num**0.5
 

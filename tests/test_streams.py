@@ -1,5 +1,6 @@
 """Batches that are read as they are needed: order, restarts, meshes, what is read."""
 
+import itertools
 import sys
 
 import jax
@@ -104,6 +105,26 @@ def test_only_what_is_near_is_read():
     assert 4 * 5 <= len(source.read) <= 4 * (5 + 3 + 2 + 1)
 
 
+def test_after_a_read_that_failed_the_same_batch_is_read_again():
+    class FailsOnce(Numbers):
+        calls = itertools.count()
+
+        def __getitem__(self, i):
+            if next(self.calls) == 30:
+                raise OSError("the disk was away")
+            return super().__getitem__(i)
+
+    whole = streamed(Numbers(), batch_size=4, seed=0)
+    stream, failed = streamed(FailsOnce(), batch_size=4, seed=0), 0
+    for step in range(20):
+        try:
+            batch = stream.at(step)
+        except OSError:
+            failed, batch = failed + 1, stream.at(step)
+        jax.tree.map(np.testing.assert_array_equal, batch, whole.at(step))
+    assert failed == 1
+
+
 class Of(Numbers):
     def __init__(self, example):
         super().__init__()
@@ -119,17 +140,34 @@ class Of(Numbers):
         (Numbers(), {"batch_size": 11}, ValueError, r"batch_size is 11.*\[1, 10\]"),
         (Numbers(), {"batch_size": 2.5}, TypeError, "float"),
         (Numbers(), {"seed": 2**32}, ValueError, "seed is 4294967296"),
-        (Of(np.zeros(3)), {}, TypeError, "iterable|sequence"),
+        (Of(np.zeros(3)), {}, ValueError, "example 0 must be a dict of arrays"),
         (Numbers(), {"prepare": lambda row: row["x"]}, ValueError, "dict of arrays"),
         (Of({"step": np.zeros(3)}), {}, ValueError, "none called 'step'"),
         (Of({"x": [[1], [2, 3]]}), {}, ValueError, "inhomogeneous"),
-        (Of({"x": {}}), {}, ValueError, "'x' of an example is not of numbers"),
+        (Of({"x": {}}), {}, ValueError, "'x' of example 0 is not of numbers"),
         (Of({"x": "a word"}), {}, ValueError, "leave it out by `prepare`"),
     ],
 )
 def test_what_is_no_stream_is_refused(source, how, error, message):
     with pytest.raises(error, match=message):
         streamed(source, **{"batch_size": 2, "seed": 0, **how})
+
+
+@pytest.mark.parametrize(
+    ("example", "message"),
+    [
+        ({"x": np.zeros(2)}, r"example 7 has the shapes {'x': \(2,\)}, example 0 {'x'"),
+        ({"x": np.zeros(3)}, "example 7 has the shapes"),
+        ({"x": np.zeros(3), "label": 0, "more": 0}, "example 7 .*'more'"),
+        (None, "example 7 must be a dict of arrays by name, .* got None"),
+        ({"x": np.zeros(3), "label": "7"}, "'label' of example 7 is not of numbers"),
+        ({"x": np.zeros(3), "label": 2**40}, "'label' of step 0 has integers .* int32"),
+    ],
+)
+def test_an_example_unlike_the_first_is_an_error_that_names_it(example, message):
+    rows = [example if i == 7 else Numbers()[i] for i in range(10)]
+    with pytest.raises(ValueError, match=message):
+        streamed(rows, batch_size=10, seed=0).at(0)
 
 
 def test_a_batch_that_does_not_split_is_refused():

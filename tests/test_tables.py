@@ -213,6 +213,10 @@ def test_constant_columns_have_a_scale_of_one_or_a_single_category():
         ([["a"]], {"kinds": {"b": "binary"}}, "kinds names \\['b'\\]"),
         ([["a"]], {"names": ("a", "b")}, "2 names for 1 columns"),
         ([["a", "b"]], {"names": ("a", "a")}, "no two the same"),
+        ([["1"], ["2"], ["NA"], [""]], {}, "row 2, .*'x0': 'NA' is no .* 2 of 3"),
+        ([[0.5], ["NA"], ["?"], [7], [2]], {}, "row 1, .*'NA' .* 3 of 5 .*2 such"),
+        ([["1,5"], ["2,5"]], {}, "row 0, .*'1,5' .*write 1.5 for 1,5"),
+        ([["1,5"], ["2"], ["3"]], {}, "row 0, .*'1,5' .* 3 of 3"),
         ([], {}, "the rows have shape"),
         ([1.0, 2.0], {}, "the rows have shape"),
     ],
@@ -220,6 +224,21 @@ def test_constant_columns_have_a_scale_of_one_or_a_single_category():
 def test_a_schema_that_cannot_be_is_an_error(cells, options, message):
     with pytest.raises(ValueError, match=message):
         fit_schema(np.array(cells), **options)
+
+
+@pytest.mark.parametrize(
+    "cells, options",
+    [
+        ([["1"], ["2"], ["a"], ["b"]], {}),  # half are numbers: codes
+        ([["1"], ["2"], ["NA"]], {"kinds": {"x0": "categorical"}}),
+        ([["1"], [""], [""]], {}),
+    ],
+)
+def test_text_among_numbers_may_be_a_category(cells, options):
+    (column,) = fit_schema(np.array(cells), **options).columns
+    present = sorted({cell for (cell,) in cells if cell})
+    assert column.kind == ("categorical" if len(present) > 1 else "continuous")
+    assert list(column.categories) == (present if len(present) > 1 else [])
 
 
 def test_codes_with_an_underscore_are_text():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vi_jax import data
 from vi_jax.data import batches
 
 N = 23
@@ -91,11 +92,45 @@ def test_at_is_fast():
         ({**_columns(), "label": np.zeros(3)}, 4, 0, "one common length"),
         ({}, 4, 0, "one common length"),
         ({"step": np.zeros(9)}, 4, 0, "may not be called 'step'"),
+        ({"x": np.array([-(2**31) - 1, 0])}, 1, 0, "'x' has integers .* fit int32"),
+        ({"x": np.array([0, 2**40 + 16])}, 1, 0, "0 to 1099511627792, .* fit int32"),
+        ({"x": np.array([2**32], np.uint64)}, 1, 0, "to 4294967296, .* fit uint32"),
     ],
 )
 def test_bad_streams(columns, batch_size, seed, message):
     with pytest.raises(ValueError, match=message):
         batches.shuffled(columns, batch_size=batch_size, seed=seed)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_integers_come_out_as_they_went_in(x64):
+    """To the ends of what JAX keeps of 64 bits."""
+    with jax.enable_x64(x64):
+        kept = np.iinfo(jnp.arange(1).dtype), np.iinfo(jnp.arange(1, dtype="u4").dtype)
+        kept = [np.iinfo(np.int64), np.iinfo(np.uint64)] if x64 else kept
+        columns = {
+            "signed": np.array([kept[0].min, kept[0].max], np.int64),
+            "unsigned": np.array([kept[1].min, kept[1].max], np.uint64),
+        }
+        stream = data.shuffled(columns, batch_size=2, seed=0)
+        batch = stream.gather(jax.device_put(stream.resident), stream.at(0))
+        for name, column in columns.items():
+            np.testing.assert_array_equal(np.sort(batch[name]), column)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda x: data.shuffled(x, batch_size=2, seed=0),
+        lambda x: data.mixed(
+            x, np.arange(len(x)), labelled_size=2, unlabelled_size=0, seed=0
+        ),
+    ],
+)
+@pytest.mark.parametrize("x", [np.zeros((4, 3)), [1.0, 2.0]])
+def test_an_array_without_a_name_is_an_error_that_says_what_is_needed(made, x):
+    with pytest.raises(TypeError, match=r"a dict of arrays by name, such as {'x': x}"):
+        made(x)
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,13 @@ def _with(value, dtype=np.float32):
     "image, message",
     [
         (np.zeros((0, 2, 2), np.uint8), "not empty"),
-        (np.zeros(5, np.uint8), "it must be [n, h, w, c]"),
-        (np.zeros((1, 2, 3, 4, 5), np.uint8), "it must be [n, h, w, c]"),
+        (np.zeros(5, np.uint8), "it must be [n, h, w, 1 or 3]"),
+        (np.zeros((1, 2, 3, 4, 5), np.uint8), "it must be [n, h, w, 1 or 3]"),
+        (
+            np.zeros((2, 5, 4, 2), np.uint8),
+            "[2, 5, 4, 2]: it must be [n, h, w, 1 or 3]",
+        ),
+        (np.zeros((2, 3, 4, 4), np.uint8), "flatten them to [n, d]"),
         (_with(np.nan), "image[4] has a NaN or an infinity"),
         (_with(np.inf), "image[4] has a NaN or an infinity"),
         (_with(-0.5), "floats from -0.5 to 0.5"),

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from vi_jax.data import sources
 from vi_jax.data.images import image_data
 
 RNG = np.random.default_rng(0)
@@ -37,6 +38,21 @@ def test_a_set_without_labels_has_none_and_says_so_where_they_are_needed(tmp_pat
     assert "label" not in data.train.resident and data.valid_label is None
     with pytest.raises(ValueError, match="no labels"):
         data.num_classes()
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("public", [False, True])
+def test_what_is_neither_grey_nor_rgb_is_refused(
+    tmp_path, monkeypatch, channels, public
+):
+    """Of a file or a public set, before anything is trained that cannot be drawn."""
+    image = RNG.integers(0, 256, (50, 6, 5, channels), np.uint8)
+    np.savez(tmp_path / "a.npz", x_train=image, x_test=image)
+    monkeypatch.setattr(sources, "has_only_train", lambda *_, **__: False)
+    monkeypatch.setattr(sources, "columns", lambda *_, **__: {"image": image})
+    name = "colours" if public else tmp_path / "a.npz"
+    with pytest.raises(ValueError, match=rf"{name}: .*{channels}\]: .*keep 1 or 3"):
+        image_data(name, binarize="none", batch_size=8, seed=0)
 
 
 @pytest.mark.parametrize(

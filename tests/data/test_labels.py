@@ -21,6 +21,8 @@ def test_as_many_are_kept_in_each_class_and_they_keep_their_label():
 
 def test_the_subset_is_that_of_its_seed():
     keep = lambda seed: keep_balanced(LABEL, 20, num_classes=4, seed=seed)
+    bytes_ = keep_balanced(LABEL.astype(np.uint8), 20, num_classes=4, seed=3)
+    np.testing.assert_array_equal(bytes_, keep(3))
     np.testing.assert_array_equal(keep(1), keep(1))
     assert np.any(keep(1) != keep(2))
 
@@ -83,7 +85,8 @@ def test_the_trainer_takes_such_batches():
 
 def test_a_part_of_size_0_is_left_out():
     label = keep_balanced(LABEL, 20, num_classes=4, seed=0)
-    only = mixed(columns(), label, labelled_size=4, unlabelled_size=0, seed=0)
+    how = {"num_classes": 4, "seed": 0}
+    only = mixed(columns(), label, labelled_size=4, unlabelled_size=0, **how)
     assert batch_at(only, 0).keys() == {"labelled", "step"}
 
 
@@ -114,7 +117,23 @@ def test_wrong_batches_are_errors():
     how = {"seed": 0}
     with pytest.raises(ValueError, match="a batch needs examples"):
         mixed(columns(), label, labelled_size=0, unlabelled_size=0, **how)
-    with pytest.raises(ValueError, match=r"the labelled part: batch_size is 21"):
+    with pytest.raises(ValueError, match="labelled part has 20 examples.* is 21"):
         mixed(columns(), label, labelled_size=21, unlabelled_size=5, **how)
-    with pytest.raises(ValueError, match="the unlabelled part: batch_size is 1"):
+    with pytest.raises(ValueError, match="the unlabelled part has 0 examples.* -1"):
         mixed(columns(), LABEL, labelled_size=5, unlabelled_size=1, **how)
+
+
+@pytest.mark.parametrize(
+    "label, num_classes, message",
+    [
+        (np.where(LABEL > 0, LABEL, np.nan), None, "integers .*-1 where.*got float64"),
+        (np.where(LABEL > 0, LABEL, None), 4, "integers .*-1 where.*got object"),
+        (LABEL[:, None], 4, r"integers \[n\].* got int64 \[200, 1\]"),
+        (np.where(LABEL > 0, LABEL, -2), None, "label -2 of example .* 4 classes"),
+        (np.where(LABEL > 2, 7, LABEL), 4, "label 7 of example .* 4 classes"),
+    ],
+)
+def test_labels_that_are_no_classes_are_no_batches(label, num_classes, message):
+    sizes = {"labelled_size": 5, "unlabelled_size": 5}
+    with pytest.raises(ValueError, match=message):
+        mixed(columns(), label, num_classes=num_classes, seed=0, **sizes)

@@ -3,7 +3,7 @@
 import functools
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -21,11 +21,15 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     alone. A batch may straddle two epochs. columns are [n, ...]; a batch holds the same
     names, [b, ...], and "step", int32 [].
     Raises ValueError for a batch_size outside [1, n], columns of unequal lengths, a
-    column called "step", or a seed outside [0, 2^64), TypeError where one of the two is
-    no integer.
+    column called "step" or one of integers beyond JAX's, or a seed outside [0, 2^64),
+    TypeError where one of the two is no integer or columns is no dict.
     """
+    check_named(columns)
     n = _common_length(columns)
     batch_size, seed = sizes(n, batch_size, seed, seeds=2**64)
+    for name, column in columns.items():
+        if isinstance(column, np.ndarray):
+            check_integers(f"column {name!r}", column)
 
     # A batch touches two epochs at most.
     @functools.lru_cache(maxsize=2)
@@ -43,6 +47,31 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
         return {"index": index, "step": np.int32(step)}
 
     return Batches(dict(columns), at, _gather)
+
+
+def check_named(columns: Any) -> None:
+    """Raise TypeError unless columns is a dict, or like one."""
+    if not isinstance(columns, Mapping):
+        raise TypeError(
+            "columns must be a dict of arrays by name, such as {'x': x}, got "
+            f"{type(columns).__name__}"
+        )
+
+
+def check_integers(what: str, values: np.ndarray) -> None:
+    """Raise ValueError where integers are beyond those that JAX makes of them.
+
+    Unless jax_enable_x64 is on, it keeps 32 bits of 64 without a word.
+    """
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not values.size:
+        return
+    kept = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
+    low, high = values.min(), values.max()
+    if low < kept.min or high > kept.max:
+        raise ValueError(
+            f"{what} has integers from {low} to {high}, which do not fit {kept.dtype}: "
+            "number them anew, make them floats or set jax_enable_x64"
+        )
 
 
 def sizes(n: int, batch_size: int, seed: int, *, seeds: int) -> tuple[int, int]:

@@ -60,7 +60,8 @@ def image_data(
     do, or a tenth of a small set. `binarize` is "dynamic" (a new draw at each access),
     "static" (one draw), "threshold" or "none" (pixel / 255).
     What is evaluated is drawn once, with a fixed seed, whatever the seed of the run.
-    Raises ValueError where a batch is larger than the set or num_valid leaves nothing.
+    Raises ValueError where a batch is larger than the set or num_valid leaves nothing,
+    and as `load` does, for images of 2 or 4 channels too.
     """
     for_training, for_test = _train_and_test(dataset, data_dir)
     training, label = for_training.image, for_training.label

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vi_jax.data.batches import Batches, shuffled
+from vi_jax.data.batches import Batches, check_named, shuffled
 
 MISSING = -1
 """The label of an example that has none."""
@@ -25,7 +25,7 @@ def keep_balanced(
         )
     check_labels(label, num_classes)
     each, rng = num // num_classes, np.random.Generator(np.random.PCG64(seed))
-    kept = np.full_like(label, MISSING)
+    kept = np.full(label.shape, MISSING, np.int32)
     for y in range(num_classes):
         places = np.flatnonzero(label == y)
         if len(places) < each:
@@ -36,12 +36,18 @@ def keep_balanced(
     return kept
 
 
-def check_labels(label: np.ndarray, num_classes: int) -> None:
-    """Raise ValueError unless labels [n] are MISSING or in [0, num_classes)."""
+def check_labels(label: np.ndarray, num_classes: int | None = None) -> None:
+    """Raise ValueError unless labels [n] are MISSING or in [0, num_classes).
+
+    Without num_classes there are as many as the greatest label says.
+    """
     if label.ndim != 1 or not np.issubdtype(label.dtype, np.integer):
         raise ValueError(
-            f"labels must be integers [n], got {label.dtype} {list(label.shape)}"
+            f"labels must be integers [n], {MISSING} where one is missing, got "
+            f"{label.dtype} {list(label.shape)}"
         )
+    if num_classes is None:
+        num_classes = int(label.max()) + 1 if label.size else 0
     wrong = (label != MISSING) & ((label < 0) | (label >= num_classes))
     if wrong.any():
         raise ValueError(
@@ -57,15 +63,20 @@ def mixed(
     labelled_size: int,
     unlabelled_size: int,
     seed: int,
+    num_classes: int | None = None,
 ) -> Batches:
     """Batches {"labelled": {..., "label"}, "unlabelled": {...}, "step"}.
 
-    The examples with a label and those whose label is MISSING are two streams, each as
-    `shuffled` makes it, so that a few labels come back often; a part of size 0 is left
-    out. Raises ValueError as `shuffled` does, for one part or the other, and where both
-    sizes are 0.
+    label is integer [n], -1 (MISSING) where an example has none and else in
+    [0, num_classes), or of any number of classes by default. The examples with a label
+    and those without are two streams, each as `shuffled` makes it, so that a few labels
+    come back often; a part of size 0 is left out.
+    Raises ValueError and TypeError as `shuffled` does, for one part or the other, and
+    ValueError for other labels and where both sizes are 0.
     """
+    check_named(columns)
     label = np.asarray(label)
+    check_labels(label, num_classes)
     for name, column in columns.items():
         if np.shape(column)[:1] != label.shape:
             raise ValueError(
@@ -88,7 +99,10 @@ def mixed(
                 # Two seeds from one, so that the streams are independent.
                 parts[name] = shuffled(part, batch_size=size, seed=seed ^ (i << 63))
             except ValueError as error:
-                raise ValueError(f"the {name} part: {error}") from error
+                raise ValueError(
+                    f"the {name} part has {rows[name].sum()} examples, a missing label "
+                    f"being {MISSING}: {error}"
+                ) from error
 
     def at(step: int) -> dict:
         return {"step": np.int32(step)} | {n: p.at(step) for n, p in parts.items()}

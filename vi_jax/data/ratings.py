@@ -35,14 +35,15 @@ def load_interactions(
     A file has one interaction a line: user, item and, if it likes, rating and
     timestamp, split by tabs, "::" or commas; see `SUPPORTED` for its name. A header may
     name the columns (user_id, item_id or movieId, rating; RecBole's "user_id:token"
-    too) and then gives their order; other columns are ignored. A choice is a rating of
-    at least `threshold`, or any line of a file without ratings; users with fewer than
-    `min_interactions` choices are left out, and then items that nobody chose. A pair
-    that is there twice counts once.
+    too) and then gives their order; other columns are ignored. Quotes around a field
+    are no part of it between commas, or where the first field of all has them. A choice
+    is a rating of at least `threshold`, or any line of a file without ratings; users
+    with fewer than `min_interactions` choices are left out, and then items that nobody
+    chose. A pair that is there twice counts once.
     A set has to be prepared once, by python -m vi_jax.data prepare NAME, which needs
     TensorFlow (reading does not). Its items are named by title.
-    Raises ValueError (wrong format; a bad line, by its number; nobody left),
-    FileNotFoundError (no such file or set), OSError (damaged).
+    Raises ValueError (wrong format; two columns of one meaning; a bad line, by its
+    number; nobody left), FileNotFoundError (no such file or set), OSError (damaged).
     """
     if min_interactions < 1:
         raise ValueError(f"min_interactions must be at least 1, got {min_interactions}")
@@ -114,10 +115,11 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
     split = (line.replace("::", "\t") if mark == "::" else line for line in lines)
     start = first.replace("::", "\t") if mark == "::" else first
     text = itertools.chain([start], split)
-    if mark == ",":
-        reader = csv.reader(text, strict=True)
-    else:
-        reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+    comma, head = mark == ",", start.split("\t")[0].strip()
+    # Elsewhere a quote may be a part of a name, unless the writer put names in quotes.
+    quoted = comma or (len(head) > 1 and head[0] == head[-1] == '"')
+    how = {"strict": True} if quoted else {"quoting": csv.QUOTE_NONE}
+    reader = csv.reader(text, delimiter="," if comma else "\t", **how)
     try:
         for row in reader:
             if row:
@@ -132,12 +134,17 @@ def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
 def _columns(path: Path, number: int, row: list[str]) -> dict[str, int] | None:
     """Where a header says that the columns are; None where the row is no header."""
     plain = [field.split(":")[0].lower().replace("_", "") for field in row]
-    found = {
-        column: place
+    places = {
+        column: [place for place, field in enumerate(plain) if field in names]
         for column, names in _NAMES.items()
-        for place, field in enumerate(plain)
-        if field in names
     }
+    for column, there in places.items():
+        if len(there) > 1:
+            raise ValueError(
+                f"{path}, line {number}: {[row[i] for i in there]} all name the "
+                f"{column}: rename or delete all of these columns but one"
+            )
+    found = {column: there[0] for column, there in places.items() if there}
     if found and not {"user", "item"} <= set(found):
         raise ValueError(
             f"{path}, line {number}: the header {row} must name a user and an item "

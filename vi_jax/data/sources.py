@@ -24,7 +24,7 @@ class Dataset(NamedTuple):
 
     name: str
     split: str
-    image: np.ndarray  # uint8 [n, h, w, c]
+    image: np.ndarray  # uint8 [n, h, w, 1 or 3]
     label: np.ndarray | None  # int32 [n]
 
 
@@ -41,12 +41,14 @@ def load(
     The 0 and 1 of binarized_mnist and dsprites are returned as 0 and 255, so that
     pixel / 255 is a probability for every set. A slice of a split above 1 GiB is read
     alone, without a cache.
-    Raises ValueError (unknown set or split, unsuitable or damaged file),
-    FileNotFoundError (missing file, set not prepared), OSError (data_dir).
+    Raises ValueError (unknown set or split, images neither grey nor RGB, unsuitable or
+    damaged file), FileNotFoundError (missing file, set not prepared), OSError
+    (data_dir).
     """
     if files.is_path(name):
         return _load_file(name, split, *_parse_split(split))
     found = columns(name, split, data_dir=data_dir)
+    _check_shape(found["image"], f"{name}: image")
     return Dataset(name, split, found["image"], found.get("label"))
 
 
@@ -167,24 +169,30 @@ def from_arrays(
 ) -> Dataset:
     """A dataset of the caller's own arrays.
 
-    image is [n, h, w, c], [n, h, w] (c = 1) or [n, d], rows that become [n, 1, d, 1]
+    image is [n, h, w, 1 or 3], [n, h, w] or [n, d], rows that become [n, 1, d, 1]
     (reshape them first if they are pictures). Its values are uint8 or other integers
     in [0, 255]; bool, which become 0 and 255; floats in [0, 1], which become
     round(255 x); or floats that are whole numbers in [0, 255]. label is integer [n].
     Raises ValueError for anything else, integers that never exceed 1 included.
     """
     image = np.asarray(image)
-    if image.ndim not in (2, 3, 4) or not image.size:
-        raise ValueError(
-            f"image has shape {list(image.shape)}: it must be [n, h, w, c], [n, h, w] "
-            "or [n, d], and not empty"
-        )
+    _check_shape(image, "image")
     pixels = _to_uint8(image)
     if image.ndim == 2:
         pixels = pixels[:, None, :, None]
     elif image.ndim == 3:
         pixels = pixels[..., None]
     return Dataset(name, split, pixels, _to_labels(label, len(image)))
+
+
+def _check_shape(image: np.ndarray, what: str) -> None:
+    channels = image.shape[3] if image.ndim == 4 else 1
+    if image.ndim not in (2, 3, 4) or channels not in (1, 3) or not image.size:
+        raise ValueError(
+            f"{what} has shape {list(image.shape)}: it must be [n, h, w, 1 or 3], "
+            "[n, h, w] or [n, d], and not empty; keep 1 or 3 channels, as the last "
+            "axis, or flatten them to [n, d]"
+        )
 
 
 def _to_uint8(image: np.ndarray) -> np.ndarray:

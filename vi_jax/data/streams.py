@@ -1,13 +1,13 @@
 """Minibatches of data larger than memory, read while the device computes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from vi_jax.data.batches import Batches, sizes
+from vi_jax.data.batches import Batches, check_integers, sizes
 from vi_jax.types import Batch
 
 
@@ -24,7 +24,7 @@ def streamed(
     *,
     batch_size: int,
     seed: int,
-    prepare: Callable[[Any], dict[str, Any]] = dict,
+    prepare: Callable[[Any], Mapping[str, Any]] = lambda example: example,
     mesh: Mesh | None = None,
     num_threads: int = 16,
     prefetch: int = 16,
@@ -35,13 +35,16 @@ def streamed(
     part of the columns and a cut-out of the image; a batch holds the same names,
     [b, ...], and "step", int32 []. The order of an epoch is a function of (seed, epoch)
     that takes no memory, another one than that of `shuffled`. `num_threads` threads
-    read and prepare `prefetch` batches ahead. With the mesh that `training.fit` gets,
-    of several processes each reads only the examples of its own devices, and the
-    batches are the same whatever the mesh. `training.fit` holds the batches of two
-    dispatches: those it trains on, and the next ones, which it reads meanwhile.
+    read and prepare `prefetch` batches ahead; after a read that failed the step may be
+    asked again. With the mesh that `training.fit` gets, of several processes each reads
+    only the examples of its own devices, and the batches are the same whatever the
+    mesh. `training.fit` holds the batches of two dispatches: those it trains on, and
+    the next ones, which it reads meanwhile.
     Raises ImportError without grain, ValueError for a batch_size outside [1, n] or that
-    the mesh does not divide, a seed outside [0, 2^32), or examples that are no dict of
-    numbers or have a "step", TypeError where batch_size or seed is no integer.
+    the mesh does not divide or a seed outside [0, 2^32), and TypeError where one of the
+    two is no integer. An example that is no dict of numbers, has a "step", or other
+    names or shapes than example 0 is a ValueError that names it, here for example 0 and
+    else where its batch is read; so are integers beyond JAX's, by the step.
     """
     try:
         import grain
@@ -49,7 +52,7 @@ def streamed(
         raise ImportError("streams need grain: pip install '.[streams]'") from error
     n = len(source)
     batch_size, seed = sizes(n, batch_size, seed, seeds=2**32)
-    _check(prepare(source[0]))
+    shapes = _shapes(_arrays(0, prepare(source[0])))
     order = grain.MapDataset.range(n).seed(seed).shuffle().repeat()
     rows, placed = _placement(batch_size, mesh)
     read = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch)
@@ -63,8 +66,14 @@ def streamed(
 
         def __getitem__(self, i: int) -> dict[str, np.ndarray]:
             step, j = divmod(i, len(rows))
-            example = prepare(source[int(order[step * batch_size + rows[j]])])
-            return {name: np.asarray(value) for name, value in example.items()}
+            number = int(order[step * batch_size + rows[j]])
+            example = _arrays(number, prepare(source[number]))
+            if _shapes(example) != shapes:
+                raise ValueError(
+                    f"example {number} has the shapes {_shapes(example)}, example 0 "
+                    f"{shapes}: make them the same by `prepare`"
+                )
+            return example
 
     steps = grain.MapDataset.source(Mine()).batch(len(rows))
     ahead = iter(steps.to_iter_dataset(read))
@@ -73,7 +82,16 @@ def streamed(
         # Mostly the next one, which has been read by now.
         if ahead.get_state()["next_index"] != step:
             ahead.set_state({**ahead.get_state(), "next_index": int(step)})
-        return {**jax.tree.map(placed, next(ahead)), "step": np.int32(step)}
+        try:
+            local = next(ahead)
+        except BaseException:
+            # The batch counts as read; without this the next call would skip it.
+            ahead.set_state({**ahead.get_state(), "next_index": int(step)})
+            raise
+        # Of the batch at once: example by example it took 10 us each.
+        for name, column in local.items():
+            check_integers(f"{name!r} of step {step}", column)
+        return {**jax.tree.map(placed, local), "step": np.int32(step)}
 
     return Batches({}, at, lambda resident, travelling: travelling)
 
@@ -103,15 +121,22 @@ def _placement(batch_size: int, mesh: Mesh | None):
     return rows, placed
 
 
-def _check(example: Any) -> None:
-    if not isinstance(example, dict) or not example or "step" in example:
+def _arrays(number: int, example: Any) -> dict[str, np.ndarray]:
+    """The example as arrays of numbers by name, or ValueError."""
+    if not isinstance(example, Mapping) or not example or "step" in example:
         raise ValueError(
-            "an example must be a dict of arrays by name, none called 'step', got "
-            f"{example!r:.200}"
+            f"example {number} must be a dict of arrays by name, none called 'step', "
+            f"got {example!r:.200}"
         )
-    for name, value in example.items():
-        if np.asarray(value).dtype.kind not in "biuf":
+    arrays = {name: np.asarray(value) for name, value in example.items()}
+    for name, value in arrays.items():
+        if value.dtype.kind not in "biuf":
             raise ValueError(
-                f"{name!r} of an example is not of numbers but {value!r:.100}: leave "
-                "it out by `prepare`, or make it one"
+                f"{name!r} of example {number} is not of numbers but "
+                f"{example[name]!r:.100}: leave it out by `prepare`, or make it one"
             )
+    return arrays
+
+
+def _shapes(example: dict[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in example.items()}

@@ -142,12 +142,14 @@ def fit_schema(
     A column is of the kind that `kinds` (name -> kind) declares, or inferred from its
     values that are not missing (None, NaN, "" and "nan" are): numbers of exactly two
     values, or text of at most two, are binary; other numbers continuous; other text
-    categorical. Numbers that are codes of more than two categories have to be declared.
+    categorical. Numbers that are codes of more than two categories have to be declared,
+    and so has text of which more than half, 2 values at least, looks like numbers.
     Categories are in sorted order; numbers are categories as floats. The mean and the
     standard deviation (divided by n) are of the values that are there.
     Raises ValueError that names the column: all values missing, a value that is no
-    finite number in a continuous one (the row is named too), more than two values in a
-    binary one, an unknown kind or name; and where cells is not [n >= 1, columns >= 1].
+    finite number in a continuous one or, undeclared, among numbers (the row is named
+    too), more than two values in a binary one, an unknown kind or name; and where cells
+    is not [n >= 1, columns >= 1].
     """
     cells = _as_cells(cells)
     names = tuple(names or (f"x{j}" for j in range(cells.shape[1])))
@@ -181,6 +183,14 @@ def _fit_column(name: str, cells: np.ndarray, kind: Kind | None) -> Column:
     if kind is None and numeric:
         kind = "binary" if len(distinct) == 2 else "continuous"
     elif kind is None:
+        # A stray "NA", or "1,5" for 1.5, would turn each number into a category.
+        alike = sum(not math.isnan(_number(v.replace(",", "."))) for v in values)
+        if alike > max(1, len(values) / 2):
+            why = (
+                f"is no number, as {alike} of {len(values)} values seem to be: leave a "
+                "missing one empty, write 1.5 for 1,5, or declare the column's kind"
+            )
+            _refuse(name, cells, ~is_number & ~missing, why)
         kind = "binary" if len(distinct) <= 2 else "categorical"
     if kind == "continuous":
         finite = _finite(name, cells, numbers, missing)[~missing]
