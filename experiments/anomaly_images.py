@@ -21,6 +21,7 @@ from vi_jax import (
     posteriors,
     priors,
     resumable,
+    runs,
     training,
 )
 from vi_jax.data import batches
@@ -223,7 +224,8 @@ def code_lengths(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def save_scores(path: Path, scores: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Scores by kind of image and by name, as arrays "kind: name" of an .npz."""
     flat = {f"{k}: {n}": a for k, named in scores.items() for n, a in named.items()}
-    np.savez(path, **flat)
+    with runs.whole_file(path) as file:
+        np.savez(file, **flat)
 
 
 def load_scores(path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -274,9 +274,10 @@ def draw(each: dict[int, Data], run_dir: Path) -> None:
         picture = lambda x, s=data.shape: x.reshape(-1, *s) / 255
         rows[f"oddest {c}"] = picture(data.normal[np.argsort(-of["normal"])[:12]])
         rows[f"likest {c}"] = picture(data.anomalous[np.argsort(of["anomalous"])[:12]])
-    plots.score_histograms(panels, xlabel=RATIO).savefig(run_dir / "histograms.png")
+    histograms = plots.score_histograms(panels, xlabel=RATIO)
+    runs.write_picture(run_dir / "histograms.png", histograms)
     if len({len(images) for images in rows.values()}) == 1:
-        plots.named_rows(rows).savefig(run_dir / "extremes.png")
+        runs.write_picture(run_dir / "extremes.png", plots.named_rows(rows))
 
 
 def show_row(row: dict[str, Any]) -> None:

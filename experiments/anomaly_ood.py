@@ -169,7 +169,8 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
             asked, folder = OneWay(normal, anomalous, knobs), run_dir / f"way{i}"
             one = lambda a=asked, f=folder: one_way(a, data, score, f)
             rows.append(runs.once(folder, "anomaly_vae ood, one way", asked, one))
-            draw(load_scores(folder / SCORES), normal).savefig(folder / "scores.png")
+            figure = draw(load_scores(folder / SCORES), normal)
+            runs.write_picture(folder / "scores.png", figure)
         about = {"num_part": knobs.num_part, "seed": knobs.seed, "split": "test"}
         return {**about, "ways": rows}
 

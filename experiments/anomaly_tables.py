@@ -339,7 +339,7 @@ def main(
     with clear_errors():
         results = run_tables(knobs, run_dir)
         text = "\n\n".join(summary(results, area) for area in ("auroc", "auprc"))
-        (run_dir / f"areas-{knobs.protocol}.md").write_text(text + "\n")
+        runs.write_text(run_dir / f"areas-{knobs.protocol}.md", text + "\n")
         print(text, run_dir, sep="\n", file=sys.stdout)
 
 

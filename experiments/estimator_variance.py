@@ -345,7 +345,7 @@ def compare(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
         "reparam_agrees_with_dreg_z": agreement(measured),
         "variance": table(measured, refused),
     }
-    picture(result).savefig(run_dir / "estimator_variance.png")
+    runs.write_picture(run_dir / "estimator_variance.png", picture(result))
     return {**result, "seconds": round(time.perf_counter() - start, 1)}
 
 

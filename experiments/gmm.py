@@ -211,8 +211,9 @@ def compare(knobs: Knobs, data: Data, folder: Path) -> dict:
         "variational EM": by_variational_em(knobs, data.train, start),
         "gradient ascent": by_gradient(knobs, data.train, start),
     }
-    component_figure(best.params, knobs, data).savefig(folder / "components.png")
-    history_figure(ways).savefig(folder / "history.png")
+    components = component_figure(best.params, knobs, data)
+    runs.write_picture(folder / "components.png", components)
+    runs.write_picture(folder / "history.png", history_figure(ways))
     ways = {"one Gaussian": single, **ways}
     return {
         "dataset": knobs.dataset,

@@ -269,7 +269,7 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
         params, trained = resumable.train(plan, state, folder)
         found, figures = report(params, inputs, model, data, label)
         for file, figure in figures.items():
-            figure.savefig(folder / file)
+            runs.write_picture(folder / file, figure)
         return about | found | trained
 
     about = {
@@ -317,8 +317,10 @@ def main(
         run_dir: Folder of the runs; the same command again goes on with them.
     """
     with clear_errors():
-        if seeds < 1:
-            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        if seeds < 1 or knobs.seed < 0:
+            raise ValueError(
+                f"needed: seeds >= 1 and seed >= 0, got {seeds} and {knobs.seed}"
+            )
         for seed in range(knobs.seed, knobs.seed + seeds):
             result = run(dataclasses.replace(knobs, seed=seed), run_dir)
             print(json.dumps(result, indent=2), flush=True)

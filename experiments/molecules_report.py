@@ -12,6 +12,7 @@ from rdkit.Chem import Draw
 
 from experiments.molecules import canonical
 from experiments.molecules_properties import properties
+from vi_jax import runs
 
 MEASURES = (
     *("validity", "unique_1k", "unique_10k", "novelty", "diversity"),
@@ -101,6 +102,7 @@ def draw_pictures(
 ) -> None:
     """Some of the samples, and their properties beside the held-out molecules'."""
     valid = [text for text in map(canonical, smiles) if text is not None]
-    molecule_grid(valid[:24], columns=6).save(folder / "samples.png")
+    with runs.whole_file(folder / "samples.png") as file:
+        molecule_grid(valid[:24], columns=6).save(file, "png")
     of_each = {"samples": properties(valid), "held-out": of_held_out}
-    property_histograms(of_each).savefig(folder / "properties.png")
+    runs.write_picture(folder / "properties.png", property_histograms(of_each))

@@ -306,7 +306,7 @@ def report(
     """What the run is of, and all measures of its samples."""
     c = contexts.train[: knobs.samples] if contexts else None
     smiles = molecules.decode(data.vocabulary, draw(knobs, model, params, c))
-    (folder / "samples.txt").write_text("\n".join(smiles) + "\n")
+    runs.write_text(folder / "samples.txt", "\n".join(smiles) + "\n")
     reference = Reference(frozenset(data.train), properties(data.held_out))
     result = {
         **dataclasses.asdict(knobs),
@@ -336,7 +336,7 @@ def given_report(
     asked = contexts.in_units(c)
     got = control.property_of(smiles, knobs.asked)
     figure = asked_against_got(asked, got, knobs.asked)
-    figure.savefig(folder / "asked_got.png")
+    runs.write_picture(folder / "asked_got.png", figure)
     return {"property": knobs.asked, **control.asked_and_got(asked, got)}
 
 

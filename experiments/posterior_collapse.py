@@ -201,7 +201,7 @@ def compare(
             "seconds": round(seconds, 1),
         }
         show_row(name, rows[name])
-    picture(rows).savefig(run_dir / "posterior_collapse.png")
+    runs.write_picture(run_dir / "posterior_collapse.png", picture(rows))
     return {
         "dataset": knobs.dataset,
         "binarize": knobs.binarize,

@@ -261,7 +261,10 @@ def convergence(fits: dict[str, Fitted], best: float) -> Figure:
 
 def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     """Fit, compare and draw into `run_dir`; a finished folder is left as it is."""
-    linear_gaussian(knobs.latents)  # wrong knobs are an error before there is a folder
+    # Wrong knobs are an error before there is a folder.
+    linear_gaussian(knobs.latents)
+    if knobs.seed < 0:
+        raise ValueError(f"seed must be at least 0, got {knobs.seed}")
     return runs.once(run_dir, "ppca", knobs, lambda: compare(knobs, run_dir))
 
 
@@ -285,7 +288,7 @@ def compare(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     }
     best = result["ways"]["closed form"]["train_log_px"]
     for file, figure in pictures(knobs, fits, data, best).items():
-        figure.savefig(run_dir / file)
+        runs.write_picture(run_dir / file, figure)
     return result
 
 

@@ -181,20 +181,21 @@ def train_and_measure(knobs: Knobs, data: ImageData, run_dir: Path) -> dict[str,
     if knobs.binarize == "dynamic":
         seen = batches.binarize_once(seen, mode="static")
     test, train = measure(params, data.test), measure(params, seen)
-    plots.rate_distortion(
+    figure = plots.rate_distortion(
         test["rate"],
         test["distortion"],
         knobs.betas,
         label="test",
         training=(train["rate"], train["distortion"]),
-    ).savefig(run_dir / "rate_distortion.png")
+    )
+    runs.write_picture(run_dir / "rate_distortion.png", figure)
     shown = jnp.asarray(data.test[:10]) / 255
     one = lambda params, x: reconstruct(model, params, jax.random.key(0), x)
     of_all = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(params, shown)
     names = [f"β = {beta:g}" for beta in knobs.betas]
     rows = {"x": shown} | dict(zip(names, of_all, strict=True))
     images = {k: np.asarray(v).reshape(-1, *data.shape) for k, v in rows.items()}
-    plots.named_rows(images).savefig(run_dir / "reconstructions.png")
+    runs.write_picture(run_dir / "reconstructions.png", plots.named_rows(images))
     return {
         "beta": list(knobs.betas),
         **{k: v.tolist() for k, v in test.items()},

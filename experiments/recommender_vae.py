@@ -342,9 +342,10 @@ def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     def work() -> dict[str, Any]:
         state = training.init_state(params, plan.optimizer)
         trained, about = resumable.train(plan, state, folder)
-        np.savez(folder / "embeddings.npz", **embeddings(model, trained, split))
+        with runs.whole_file(folder / "embeddings.npz") as file:
+            np.savez(file, **embeddings(model, trained, split))
         scores = scores_of(model)(trained)
-        (folder / "recommended.txt").write_text(recommended(scores, split) + "\n")
+        runs.write_text(folder / "recommended.txt", recommended(scores, split) + "\n")
         size = min(knobs.batch_size, split.train.num_users)
         about |= {
             "users_per_second": users_per_second(folder, size),
@@ -385,8 +386,8 @@ def main(
         run_dir: Folder of the runs; the same command again goes on with them.
     """
     with clear_errors():
-        if splits < 1:
-            raise ValueError(f"splits must be at least 1, got {splits}")
+        if splits < 1 or knobs.seed < 0:
+            raise ValueError("needed: splits >= 1 and seed >= 0")
         results = []
         for seed in range(knobs.seed, knobs.seed + splits):
             results.append(run(dataclasses.replace(knobs, seed=seed), run_dir))

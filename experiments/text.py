@@ -57,8 +57,10 @@ def fit_tokenizer(
 def split_sentences(sentences: Sequence[str], seed: int) -> tuple[list[str], ...]:
     """Training, validation and test sentences, 90:5:5, at random, each only once.
 
-    Raises ValueError for fewer than 60 different ones.
+    Raises ValueError for fewer than 60 different ones, or a negative seed.
     """
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, got {seed}")
     different = sorted(set(sentences))
     if len(different) < 60:
         raise ValueError(

@@ -194,7 +194,7 @@ def _row(
     words = np.array([len(sentence.split()) + 1 for sentence in text.test])
     row["perplexity"] = math.exp(row["nll"] * len(words) / words.sum())
     row |= about
-    (folder / "sentences.txt").write_text(spoken(text, model, params))
+    runs.write_text(folder / "sentences.txt", spoken(text, model, params))
     runs.write_json(done, row)
     return row
 

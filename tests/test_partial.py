@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vi_jax import partial
+from vi_jax import partial, runs
 from vi_jax.evaluator import over_examples
 
 X = np.arange(46, dtype=np.float32).reshape(23, 2)
@@ -34,7 +34,7 @@ def stopped(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(partial.os, "replace", dying)
+        patch.setattr(runs.os, "replace", dying)
         with pytest.raises(KeyboardInterrupt):
             EACH(PARAMS, X, CONTEXTS, file=file)
     with np.load(file) as stored:

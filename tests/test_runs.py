@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,22 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import mnist_fsvae, mnist_iwae, mnist_vae
-from vi_jax import commands, experiment, figures, runs, training
+from experiments import (
+    mnist_fsvae,
+    mnist_iwae,
+    mnist_ssvae,
+    mnist_vae,
+    ppca,
+    recommender_vae,
+)
+from vi_jax import commands, experiment, figures, resumable, runs, training
 from vi_jax.checkpoints import open_checkpoints
-from vi_jax.data.batches import padded
+from vi_jax.data.batches import padded, shuffled
 from vi_jax.evaluator import make_evaluator
 
 ROOT = Path(__file__).parent.parent
@@ -203,6 +213,92 @@ def test_the_evaluation_is_that_of_each_image_and_drops_none(small, finished):
     assert sum(mask.sum() for _, mask in padded(x, batch_size=20)) == 33
     other = make_evaluator(small_run.model, num_samples=9, chunk=4, batch_size=7)
     np.testing.assert_allclose(found.log_px, other(params, x).log_px, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mnist_vae", "mnist_fsvae"])
+def test_without_two_images_to_draw_a_path_between_there_is_none(
+    labelled, tmp_path, capsys, name
+):
+    """One test image; or one of each class, of a model that is given the class."""
+    with np.load(labelled) as stored:
+        columns = dict(stored)
+    first = (
+        [0]
+        if name == "mnist_vae"
+        else [np.argmax(columns["y_test"] == y) for y in (0, 1)]
+    )
+    columns |= {k: columns[k][first] for k in ("x_test", "y_test")}
+    np.savez(tmp_path / "few.npz", **columns)
+    train(tmp_path / "few.npz", tmp_path / "run", name, epochs=1, hidden=4)
+    assert (tmp_path / "run" / "reconstructions.png").exists()
+    assert not (tmp_path / "run" / "interpolations.png").exists()
+    capsys.readouterr()
+    argv = ["interpolate", "--run-dir", str(tmp_path / "run")]
+    with pytest.raises(SystemExit):
+        commands.main(name, MODULES[name].Knobs, MODULES[name].build, argv)
+    assert "error: there are no two test images" in capsys.readouterr().err
+
+
+@pytest.fixture
+def evaluated(finished, tmp_path):
+    """A copy of the finished run, but for its result."""
+    shutil.copytree(finished, run_dir := tmp_path / "evaluated")
+    (run_dir / "result.json").unlink()
+    return run_dir
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_number(small, evaluated, monkeypatch):
+    def fails(records):
+        raise ValueError("too many pixels")
+
+    monkeypatch.setattr(figures.plots, "training_curves", fails)
+    with pytest.warns(UserWarning, match="lacks pictures: too many pixels"):
+        assert np.isfinite(train(small, evaluated)["nll"])
+
+
+def test_links_in_a_run_folder_are_replaced_and_not_followed(
+    small, finished, evaluated, tmp_path
+):
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    written = (
+        "samples.png",
+        "traversals.gif",
+        "test-20.npz",
+        "samples-last-6-seed0.png",
+    )
+    for name in (*written, "test-20.tmp", "samples.tmp"):
+        (evaluated / name).unlink(missing_ok=True)
+        (evaluated / name).symlink_to(outside)
+    train(small, evaluated)
+    argv = ["sample", "--run-dir", str(evaluated), "--num", "6"]
+    commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
+    assert outside.read_text() == "mine"
+    for name in written:
+        assert not (evaluated / name).is_symlink() and (evaluated / name).stat().st_size
+    png = (evaluated / "samples.png").read_bytes()
+    assert png == (finished / "samples.png").read_bytes()
+
+
+def test_a_result_of_another_version_is_one_clear_message(small, evaluated, capsys):
+    (evaluated / "result.json").write_text('{"nll": 1.0}')
+    with pytest.raises(SystemExit) as caught:
+        train(small, evaluated)
+    assert caught.value.code == 1
+    assert "another version ('nll_stderr'): delete" in capsys.readouterr().err
+
+
+def test_where_the_best_checkpoint_is_lost_the_way_on_is_said(small, tmp_path, capsys):
+    knobs = {"epochs": 2, "patience": 2}
+    whole = train(small, tmp_path, **knobs)
+    (tmp_path / "result.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    with pytest.raises(SystemExit) as caught:
+        train(small, tmp_path, **knobs)
+    assert caught.value.code == 1
+    assert "or delete" in (message := capsys.readouterr().err)
+    shutil.rmtree(message.split("delete ")[1].split(" to train again")[0])
+    assert train(small, tmp_path, **knobs)["nll"] == whole["nll"]
 
 
 def test_a_finished_run_is_not_trained_again(small, finished, capsys):
@@ -413,6 +509,8 @@ def test_iwae_beta_schedules_and_other_choices_train(small, tmp_path):
         ({"anneal": "linear", "anneal_epochs": 5}, "never reach its end"),
         ({"beta": -1.0}, "beta"),
         ({"epochs": 0}, "num_steps"),
+        ({"epochs": 1e300}, "num_steps must be below 2^31"),
+        ({"seed": 10**20}, "--seed 100000000000000000000: it must be below 2^63"),
         ({"learning_rate": 0}, "learning_rate"),
         ({"latents": 0}, "at least 1"),
         ({"scan_steps": 0}, "scan_steps"),
@@ -437,6 +535,32 @@ def test_a_set_without_labels_is_one_clear_message(small, tmp_path, capsys):
         train(small, tmp_path / "run", "mnist_fsvae")
     assert caught.value.code == 1
     assert "has no labels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_that_no_key_has_is_one_clear_message(finished, capsys):
+    argv = ["sample", "--run-dir", str(finished), "--seed", str(10**20)]
+    with pytest.raises(SystemExit) as caught:
+        commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, argv)
+    assert caught.value.code == 1
+    message = "error: --seed 100000000000000000000: it must be below 2^63\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    "module, knobs",
+    [
+        (recommender_vae, {"dataset": "synthetic/60/200/2000"}),
+        (mnist_ssvae, {}),
+        (ppca, {}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_negative_seed_is_one_clear_message(module, knobs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        module.main(module.Knobs(**knobs, seed=-1), run_dir=tmp_path / "run")
+    assert caught.value.code == 1
+    assert "seed" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -541,6 +665,43 @@ def test_files_of_no_known_run_are_left_alone(tmp_path, name):
     assert file.read_text() == "of another program"
 
 
+def test_a_run_goes_on_with_its_own_data_only(tmp_path, monkeypatch):
+    """The file is written anew; another of its name is there, seen from elsewhere."""
+    knobs = mnist_vae.Knobs(dataset="data.npz")
+    run_dir = tmp_path / "run"
+
+    def claim():
+        with runs.claim(run_dir, "mnist_vae", knobs):
+            pass
+
+    doors = (claim, lambda: runs.read_knobs(run_dir, "mnist_vae", mnist_vae.Knobs))
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        folder.mkdir(exist_ok=True)
+        (folder / "data.npz").write_text(folder.name)
+    monkeypatch.chdir(tmp_path)
+    claim()
+    (run_dir / "metrics.jsonl").write_text("")
+
+    def refused():
+        for door in doors:
+            with pytest.raises(ValueError, match="data.npz is not the data set that"):
+                door()
+
+    (tmp_path / "data.npz").write_text("other data")
+    refused()
+    (tmp_path / "data.npz").write_text(tmp_path.name)
+    for door in doors:
+        door()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    refused()
+    # A folder from before digests were kept.
+    stored = runs.read_json(run_dir / "knobs.json")
+    del stored["files"]
+    runs.write_json(run_dir / "knobs.json", stored)
+    for door in doors:
+        door()
+
+
 def test_a_users_log_may_be_in_the_folder_before(tmp_path):
     (tmp_path / "train.log").write_text("")
     result = runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(), lambda: {"nll": 1.0})
@@ -571,6 +732,40 @@ def test_a_metrics_line_cut_short_is_left_out_and_later_steps_taken_back(tmp_pat
     with runs.metrics_log(tmp_path, 5) as log:
         log({"step": 8, "seconds": 1.0})
     assert [r["step"] for r in runs.read_metrics(tmp_path)] == [5, 8]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"step": 3}', '{"step": 3, "seconds": "x"}']
+    + ['{"step": 3, "seconds": 0.1, "skipped": null}'],
+)
+def test_a_metrics_line_without_its_numbers_is_left_out(tmp_path, line):
+    sound = {"step": 5, "seconds": 0.2, "skipped": 0}
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n{json.dumps(sound)}\n")
+    assert runs.read_metrics(tmp_path) == [sound]
+
+
+def test_a_loss_and_a_folder_of_ones_own_train(tmp_path):
+    """No metric, a folder by its name, and a run that goes on."""
+    x = np.arange(12, dtype=np.float32)
+    optimizer = optax.sgd(0.5)
+    plan = resumable.Training(
+        lambda params, key, batch: (jnp.mean((batch["x"] - params) ** 2), {}),
+        optimizer,
+        shuffled({"x": x}, batch_size=12, seed=0),
+        seed=0,
+        num_steps=9,
+        scan_steps=3,
+        checkpoint_steps=3,
+        validate=lambda params: {"valid_bound": -float(params)},
+    )
+    start = training.init_state(jnp.zeros(()), optimizer)
+    resumable.check(plan, start.params)
+    for num_steps in (6, 9):
+        shorter = plan._replace(num_steps=num_steps)
+        params, about = resumable.train(shorter, start, str(tmp_path))
+        assert about["steps"] == num_steps
+    assert params == pytest.approx(x.mean())
 
 
 def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(

@@ -61,9 +61,9 @@ def clear_errors() -> Iterator[None]:
         raise SystemExit(1) from error
 
 
-def _check_sizes(knobs) -> None:
+def _check_sizes(options: dict[str, Any]) -> None:
     """Raise ValueError for an integer that no array and no key can have."""
-    for name, value in dataclasses.asdict(knobs).items():
+    for name, value in options.items():
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and abs(number) >= 2**63:
                 option = name.replace("_", "-")
@@ -91,7 +91,7 @@ def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
         mesh: Size | None = None,
         join: tuple[str, int, int] | Literal["auto"] | None = None,
     ) -> None:
-        _check_sizes(knobs)
+        _check_sizes(dataclasses.asdict(knobs))
         with _joined(join):
             experiment = _on_mesh(build(knobs), mesh)
             result = run(experiment, run_dir, name=name, knobs=knobs)
@@ -129,7 +129,7 @@ def _open(run: _Run, read: Read) -> tuple[Experiment, Params]:
         checkpoints = open_checkpoints(run.run_dir / "checkpoints")
         state = checkpoints.restore(initial_state(experiment), run.checkpoint)
     if state is None:
-        raise FileNotFoundError(f"{run.run_dir} has no checkpoint yet")
+        raise FileNotFoundError(f"{run.run_dir} has no {run.checkpoint} checkpoint")
     return experiment, averaged_params(state)
 
 
@@ -217,11 +217,12 @@ def _sample(
         num: Number of images.
         seed: Seed of the draws.
     """
+    _check_sizes({"num": num, "seed": seed})
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
     experiment, params = _open(run, read)
     file = run.run_dir / f"samples-{run.checkpoint}-{num}-seed{seed}.png"
-    sample_figure(experiment, params, num=num, seed=seed).savefig(file)
+    runs.write_picture(file, sample_figure(experiment, params, num=num, seed=seed))
     print(file)
 
 
@@ -244,9 +245,8 @@ def _interpolate(
     experiment, params = _open(run, read)
     file = run.run_dir / f"interpolations-{path}-{run.checkpoint}-{rows}x{points}.png"
     chosen = {"spherical": model.spherical, "linear": model.linear}[path]
-    interpolation_figure(
-        experiment, params, rows=rows, points=points, path=chosen
-    ).savefig(file)
+    how = {"rows": rows, "points": points, "path": chosen}
+    runs.write_picture(file, interpolation_figure(experiment, params, **how))
     print(file)
 
 
@@ -275,10 +275,21 @@ def _store(file: Path, result: dict[str, Any]) -> None:
 
 
 def _print_result(result: dict[str, Any], where: Path) -> None:
-    print(
+    try:
+        text = _summary(result)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"the result in {where} is of another version ({error}): delete "
+            "result.json to evaluate again, or pass another --run-dir"
+        ) from error
+    print(text, where, sep="\n")
+
+
+def _summary(result: dict[str, Any]) -> str:
+    return (
         f"test -log p(x) = {result['nll']:.2f} +- {result['nll_stderr']:.2f} nats "
         f"({result['num_test']} images, {result['num_samples']} samples, binarize "
         f"{result['binarize']})\n"
         f"ELBO {result['elbo']:.2f} = -(rate {result['rate']:.2f} + distortion "
-        f"{result['distortion']:.2f}), {result['active_units']} active units\n{where}"
+        f"{result['distortion']:.2f}), {result['active_units']} active units"
     )

@@ -33,6 +33,8 @@ def make_evaluator(
 ) -> Callable[..., LogLikelihood]:
     """(params, x uint8 [n, D], contexts [n, ...] or None) -> LogLikelihood, [n] each.
 
+    x are images of bytes, and the model sees x / 255: for an x that it is to see as it
+    is, see `over_examples`.
     Compiled once. The draws of an example depend on its place and EVALUATION_SEED, on
     nothing else. batch_size x chunk rows go through the decoder at a time, on every
     device of the mesh: examples are split over both of its axes, since they need no
@@ -67,6 +69,11 @@ def over_examples(
     mesh: Mesh | None = None,
 ) -> Callable[..., Any]:
     """`one(params, key, x, c)` of every example, as (params, x [n, ...], c=None).
+
+    x is seen as it is, of any dtype; log p(x) of rows of floats is
+
+    one = lambda params, key, x, c: log_likelihood(model, params, key, x, num_samples=k)
+    over_examples(one)(params, x).log_px  # [n]
 
     batch_size examples at a time, and on each device of the mesh, compiled once, as
     numpy arrays [n, ...]. The key of an example depends on its place, `seed` and

@@ -141,9 +141,11 @@ def _training(experiment: Experiment) -> Training:
 def run(experiment: Experiment, run_dir: Path, *, name: str, knobs) -> dict[str, Any]:
     """Train, evaluate and draw into `run_dir`, going on from where it was left.
 
-    Returns the content of result.json. A finished folder is left as it is.
-    Raises ValueError where the folder is a run of other knobs, OSError where it cannot
-    be written or another process uses it, NonFiniteError from `fit`.
+    Returns the content of result.json. A finished folder is left as it is. Warns where
+    a picture cannot be drawn.
+    Raises ValueError where the folder is a run of other knobs or another data file,
+    OSError where it cannot be written or another process uses it, NonFiniteError from
+    `fit`.
     """
     run_dir = Path(run_dir)
     state = initial_state(experiment)
@@ -159,16 +161,18 @@ def _train_and_evaluate(
     file = run_dir / f"test-{num}.npz"
     result = evaluate(experiment, params, num_samples=num, file=file)
     result |= experiment.measure(params)
-    records = runs.read_metrics(run_dir)
-    drawn = {}
     if sharding.is_first():
-        drawn = figures.pictures(experiment, params, records)
-    for name, picture in drawn.items():
-        if isinstance(picture, bytes):
-            (run_dir / name).write_bytes(picture)
-        else:
-            picture.savefig(run_dir / name)
+        _draw(experiment, params, run_dir)
     return result | about | experiment.about
+
+
+def _draw(experiment: Experiment, params: Params, run_dir: Path) -> None:
+    try:
+        drawn = figures.pictures(experiment, params, runs.read_metrics(run_dir))
+        for name, picture in drawn.items():
+            runs.write_picture(run_dir / name, picture)
+    except ValueError as error:  # which must not cost the run its numbers
+        warnings.warn(f"{run_dir} lacks pictures: {error}", stacklevel=2)
 
 
 def _validation(experiment: Experiment) -> Callable[[Params], dict[str, Any]]:

@@ -64,9 +64,14 @@ def interpolation_figure(
     points=10,
     path=spherical,
 ) -> Figure:
-    """Paths between the first test images, taken two by two; given labels, of one."""
-    label = experiment.data.test_label if experiment.num_classes else None
-    chosen = _pairs(len(experiment.data.test), label)[:rows]
+    """Paths between the first test images, taken two by two; given labels, of one.
+
+    Raises ValueError where there are no two.
+    """
+    chosen = _test_pairs(experiment)[:rows]
+    if not len(chosen):
+        of = "of one class " if experiment.num_classes else ""
+        raise ValueError(f"there are no two test images {of}to draw a path between")
     x, label = _some(experiment, chosen)
 
     def one(x: Array, c: Array | None) -> Array:
@@ -76,6 +81,11 @@ def interpolation_figure(
     of_pair = None if label is None else label[:, 0]
     images = jax.jit(jax.vmap(one))(x, experiment.contexts(of_pair))
     return plots.image_grid(_as_images(experiment, images), columns=points)
+
+
+def _test_pairs(experiment: Experiment) -> np.ndarray:
+    label = experiment.data.test_label if experiment.num_classes else None
+    return _pairs(len(experiment.data.test), label)
 
 
 def _pairs(n: int, label: np.ndarray | None) -> np.ndarray:
@@ -150,11 +160,14 @@ def latent_pictures(experiment: Experiment, params: Params, records) -> dict[str
 
 def pictures(experiment: Experiment, params: Params, records) -> dict[str, Any]:
     """All that a run draws, under the names of files: figures, and a GIF's bytes."""
-    by_class = {"analogies.png": analogy_figure} if experiment.num_classes else {}
-    return {name: draw(experiment, params) for name, draw in by_class.items()} | {
+    where = {}  # not of every set and model
+    if experiment.num_classes:
+        where["analogies.png"] = analogy_figure
+    if len(_test_pairs(experiment)):
+        where["interpolations.png"] = interpolation_figure
+    return {name: draw(experiment, params) for name, draw in where.items()} | {
         "samples.png": sample_figure(experiment, params),
         "reconstructions.png": reconstruction_figure(experiment, params),
-        "interpolations.png": interpolation_figure(experiment, params),
         "training.png": plots.training_curves(records),
         **latent_pictures(experiment, params, records),
     }

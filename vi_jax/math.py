@@ -46,12 +46,17 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
 
     Written as (x - 1/2) l - |l| / 2 - log1p(exp(-|l|)): finite for every finite logit,
     exact where one of the outcomes is certain, and right for x between 0 and 1. Its
-    derivative at 0 is right whatever that of abs is there. Where an entry of x is
-    outside of [0, 1], such as a pixel of 255, it is -inf.
+    derivative at 0 is right whatever that of abs is there. x is not looked at, which
+    would cost a step of training 6% at k = 50, but for its type: raises ValueError for
+    unsigned integers, which are mostly pixels up to 255, and log p would be above 0.
     """
+    if jnp.issubdtype(dtype := jnp.result_type(x), jnp.unsignedinteger):
+        raise ValueError(
+            f"coins are 0 or 1, as floats, and these are {dtype}: binarize pixels, or "
+            "divide them by 255"
+        )
     size = abs(logits)
-    total = jnp.sum((x - 0.5) * logits - 0.5 * size - jnp.log1p(jnp.exp(-size)))
-    return jnp.where(jnp.any((x < 0) | (x > 1)), -jnp.inf, total)
+    return jnp.sum((x - 0.5) * logits - 0.5 * size - jnp.log1p(jnp.exp(-size)))
 
 
 def exp_remainder(x: Array) -> Array:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import os
 import time
 import zipfile
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from vi_jax.runs import whole_file
 
 SAVE_SECONDS = 30.0
 """What a crash costs at most, beside a batch."""
@@ -32,13 +33,13 @@ def open_partial(file: Path, inputs: Any, like: Any) -> Partial:
     the file cannot be written.
     """
     kinds = {n: (a.dtype.name, a.shape[1:]) for n, a in _named(like).items()}
-    digest, beside = _digest((inputs, repr(kinds))), file.with_suffix(".new.npz")
+    digest = _digest((inputs, repr(kinds)))
     saved = time.monotonic()
 
     def save(results: Any) -> None:
         nonlocal saved
-        np.savez(beside, digest=digest, **_named(results))
-        os.replace(beside, file)
+        with whole_file(file) as opened:
+            np.savez(opened, digest=digest, **_named(results))
         saved = time.monotonic()
 
     is_due = lambda: time.monotonic() - saved >= SAVE_SECONDS

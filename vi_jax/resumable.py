@@ -1,4 +1,12 @@
-"""Training into a run folder: logged, validated, and resumed where it was stopped."""
+"""Training into a run folder: logged, validated, and resumed where it was stopped.
+
+The experiments use it, and so may a script of one's own, with any loss, batches and
+`validate`:
+
+training = resumable.Training(loss, optimizer, batches, validate=..., ...)
+resumable.check(training, params)
+params, about = resumable.train(training, init_state(params, optimizer), "runs/mine")
+"""
 
 import sys
 import time
@@ -29,7 +37,7 @@ class Training(NamedTuple):
     scan_steps: int  # steps in one dispatch
     checkpoint_steps: int  # steps from one checkpoint, with its validation, to the next
     validate: Callable[[Params], dict[str, Any]]  # -> what is logged with a checkpoint
-    score: str = "valid_bound"  # of what `validate` gives: higher is better
+    score: str = "valid_bound"  # the name in it that counts: higher is better
     earlier: tuple[tuple[LossFn, int], ...] = ()  # (loss, its last step), before `loss`
     early_stopping: EarlyStopping | None = None  # and the best parameters then
     mesh: Mesh | None = None  # to split examples and samples over
@@ -50,6 +58,8 @@ def check(training: Training, params: Params) -> None:
     for name in ("num_steps", "scan_steps", "checkpoint_steps"):
         if getattr(training, name) < 1:
             raise ValueError(f"{name} must be at least 1")
+    if training.num_steps >= 2**31:  # which TrainState.step counts in 32 bits
+        raise ValueError("num_steps must be below 2^31: ask for fewer epochs")
     if training.early_stopping:
         stops(training.early_stopping, ())
     stream = training.batches
@@ -62,24 +72,31 @@ def check(training: Training, params: Params) -> None:
 
 
 def train(
-    training: Training, state: TrainState, run_dir: Path
+    training: Training, state: TrainState, run_dir: str | Path
 ) -> tuple[Params, dict[str, Any]]:
     """Train in `run_dir`, from its last checkpoint or from `state`.
 
     Returns the parameters to use (averaged ones where the optimizer has them) and what
     a result says of the training. The folder gets metrics.jsonl and checkpoints.
-    Raises NonFiniteError from `fit`, OSError where the folder cannot be written.
+    Raises NonFiniteError from `fit`, OSError where the folder cannot be written, and
+    ValueError where the best checkpoint is the outcome, and lost.
     """
+    run_dir = Path(run_dir)
     checkpoints = open_checkpoints(run_dir / "checkpoints")
     state, records = _train(training, state, run_dir, checkpoints)
     num_steps = int(state.step)
     if training.which == "best":
         state = checkpoints.restore(state, "best")
+        if state is None:
+            raise ValueError(
+                f"the best checkpoint of {run_dir} is lost: `evaluate --checkpoint "
+                f"last`, or delete {run_dir / 'checkpoints'} to train again"
+            )
     about = {
         # No record where metrics.jsonl was lost after the last step.
         "train_seconds": round(records[-1]["seconds"] if records else 0.0, 1),
         "steps": num_steps,
-        "skipped_steps": sum(r["skipped"] for r in records),
+        "skipped_steps": sum(r.get("skipped", 0) for r in records),
         "checkpoint": training.which,
         "seed": training.seed,
     }
@@ -119,7 +136,8 @@ def _train(
                 counts = step >= rule.start
                 checkpoints.save(state, scores[-1][1] if counts else -np.inf)
             bar.update(step - previous)
-            bar.set_postfix(bound=f"{metrics['bound']:.2f}", refresh=False)
+            shown = "bound" if "bound" in metrics else "loss"
+            bar.set_postfix({shown: f"{metrics[shown]:.2f}"}, refresh=False)
     return state, records
 
 

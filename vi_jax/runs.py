@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fnmatch
+import hashlib
 import importlib.metadata
 import inspect
 import itertools
@@ -43,8 +44,9 @@ def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
     is new again afterwards.
     Of several processes the first alone writes into a run folder, here and below, and
     all read it. Raises ValueError that shows the difference where it is the run of
-    others, or holds what is of no run, and OSError where it cannot be written or
-    another process holds it.
+    others, where a file that a knob names (the data) is no longer that of the run, or
+    where it holds what is of no run, and OSError where it cannot be written or another
+    process holds it.
     """
     folder = Path(folder)
     try:
@@ -57,11 +59,14 @@ def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
             f"cannot write the run folder {folder} ({error.strerror}): pass another "
             "one with --run-dir"
         ) from error
-    asked = {"experiment": experiment, "knobs": dataclasses.asdict(knobs)}
+    values = dataclasses.asdict(knobs)
+    asked = {"experiment": experiment, "knobs": values, "files": _digests(values)}
     path = folder / "knobs.json"
     with exclusive(folder):
         if path.exists():
-            _require_same(folder, _read_knobs(path), json.loads(json.dumps(asked)))
+            stored = _read_knobs(path)
+            _require_same(folder, stored, json.loads(json.dumps(asked)))
+            _require_same_files(folder, stored)
         elif sharding.is_first():
             _require_new(folder)
             write_json(path, asked)
@@ -124,11 +129,34 @@ def _require_same(folder: Path, old: dict, new: dict) -> None:
         )
 
 
+def _require_same_files(folder: Path, stored: dict) -> None:
+    before = stored.get("files")  # which older runs have not
+    for file, digest in _digests(stored["knobs"]).items():
+        if isinstance(before, dict) and before.get(file, digest) != digest:
+            raise ValueError(
+                f"{file} is not the data set that {folder} is a run on: it has "
+                "changed, or is another file of that name, as seen from here; bring "
+                "the one of the run back, or pass another --run-dir"
+            )
+
+
+def _digests(knobs: dict) -> dict[str, str]:
+    """The SHA-256 of each file that a knob names; the name of a public set is none."""
+    found = {}
+    for value in jax.tree.leaves(knobs):
+        path = os.path.expanduser(value) if isinstance(value, str) else ""
+        if os.path.isfile(path):
+            with open(path, "rb") as file:
+                found[value] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def read_knobs(folder: Path, experiment: str, knobs_class):
     """The knobs of a run folder, as an instance of knobs_class.
 
     Raises FileNotFoundError where there is no run, ValueError where it is of another
-    experiment or its knobs.json is damaged.
+    experiment, its knobs.json is damaged, or a file that a knob names (the data) is no
+    longer that of the run.
     """
     path = Path(folder) / "knobs.json"
     if not path.exists():
@@ -145,6 +173,7 @@ def read_knobs(folder: Path, experiment: str, knobs_class):
     for name, hint in hints.items():
         if not _fits(values[name], hint):
             raise ValueError(f"{path}: {name} is {values[name]!r}, which it cannot be")
+    _require_same_files(folder, stored)
     # JSON has lists for tuples.
     as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
     return knobs_class(**{name: as_tuple(value) for name, value in values.items()})
@@ -203,13 +232,34 @@ def read_json(path: Path, *, advice: str = "delete it") -> dict:
 
 def write_json(path: Path, value: dict) -> None:
     """Write JSON so that the file is always whole."""
-    _replace(path, json.dumps(value, indent=2) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write text so that the file is always whole."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+def write_picture(path: Path, picture) -> None:
+    """Write a figure, or the bytes of a picture, so that the file is always whole."""
+    with whole_file(path) as file:
+        if isinstance(picture, bytes):
+            file.write(picture)
+        else:
+            picture.savefig(file, format=Path(path).suffix[1:])
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[typing.BinaryIO]:
+    """A file to write into, which takes the place of `path` once it is all there.
+
+    Where `path` is a link, it takes the place of the link.
+    """
     temporary = Path(path).with_suffix(".tmp")
     temporary.unlink(missing_ok=True)  # a link would lead elsewhere
-    temporary.write_text(text)
+    with open(temporary, "wb") as file:
+        yield file
     os.replace(temporary, path)
 
 
@@ -258,14 +308,20 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """The records of metrics.jsonl; a last line cut short by a crash is left out."""
+    """The records of metrics.jsonl; a line that is none is left out.
+
+    Of a crash the last line may be cut short. A record has a step, and a number under
+    "seconds" and, if there, "skipped".
+    """
     path = Path(folder) / "metrics.jsonl"
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError, RecursionError):
             record = json.loads(line)
             if isinstance(record, dict) and type(record.get("step")) is int:
-                records.append(record)
+                numbers = record.get("seconds"), record.get("skipped", 0)
+                if all(type(number) in (int, float) for number in numbers):
+                    records.append(record)
     return records
 
 
@@ -281,7 +337,7 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
         return
     kept = [r for r in read_metrics(folder) if r["step"] <= resume_step]
     path = Path(folder) / "metrics.jsonl"
-    _replace(path, "".join(json.dumps(r) + "\n" for r in kept))
+    write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
     # Not `SummaryWriter`: where its thread cannot write, its end waits for ever.
     events = Path(folder) / "tensorboard"
     events.mkdir(parents=True, exist_ok=True)
