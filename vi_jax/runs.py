@@ -351,6 +351,9 @@ def metrics_log(folder: Path, resume_step: int) -> Iterator:
         show(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
         def log(record: Metrics) -> None:
+            # JSON holds no array of JAX or NumPy, and no scalar of theirs.
+            plain = lambda a: np.asarray(a).tolist() if hasattr(a, "dtype") else a
+            record = {name: plain(value) for name, value in record.items()}
             file.write(json.dumps(record) + "\n")
             file.flush()
             for name, value in record.items():
