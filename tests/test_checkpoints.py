@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import FrozenDict
 
 from vi_jax import checkpoints
 from vi_jax.checkpoints import open_checkpoints
@@ -87,6 +88,16 @@ def test_a_changed_model_or_optimizer_is_one_error(folder, capfd, which, how, me
     assert "another model or optimizer" in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1 and not capfd.readouterr().err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("empty", [{}, (), None, FrozenDict({}), optax.EmptyState()])
+def test_a_part_without_parameters_comes_back(tmp_path, empty):
+    """A learned prior's place, say, where the prior is fixed."""
+    params = {"net": jnp.arange(3.0), "prior": empty}
+    state = init_state(params, optax.adam(1e-3))
+    open_checkpoints(tmp_path).save(state, 0.0)
+    like = init_state({**params, "net": jnp.zeros(3)}, optax.adam(1e-3))
+    assert_same(open_checkpoints(tmp_path).restore(like), state)
 
 
 def test_numpy_parameters_ask_for_what_jax_makes_of_them(folder):
@@ -174,6 +185,8 @@ def test_a_checkpoint_that_was_not_sealed_in_time_still_counts(folder):
     assert_same(open_checkpoints(folder).restore(state_at(0)), state_at(30))
 
 
+# Reads of orbax's that come back to a loop that it has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["manifest.ocdbt", "_METADATA", "everything"])
 def test_what_was_neither_sealed_nor_written_falls_back_too(folder, what):
     """As after a loss of power: names of files, and nothing in them."""

@@ -296,7 +296,7 @@ def test_where_the_best_checkpoint_is_lost_the_way_on_is_said(small, tmp_path, c
     with pytest.raises(SystemExit) as caught:
         train(small, tmp_path, **knobs)
     assert caught.value.code == 1
-    assert "or delete" in (message := capsys.readouterr().err)
+    assert "is lost: delete" in (message := capsys.readouterr().err)
     shutil.rmtree(message.split("delete ")[1].split(" to train again")[0])
     assert train(small, tmp_path, **knobs)["nll"] == whole["nll"]
 
@@ -700,6 +700,15 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path, monkeypatch):
     runs.write_json(run_dir / "knobs.json", stored)
     for door in doors:
         door()
+
+
+def test_a_file_called_as_a_public_set_is_not_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("one", "other"):
+        (tmp_path / "mnist").write_text(text)
+        with runs.claim(tmp_path / "run", "mnist_vae", mnist_vae.Knobs()):
+            runs.write_json(tmp_path / "run" / "metrics.jsonl", {})
+    assert runs.read_json(tmp_path / "run" / "knobs.json")["files"] == {}
 
 
 def test_a_users_log_may_be_in_the_folder_before(tmp_path):

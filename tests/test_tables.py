@@ -229,7 +229,10 @@ def test_a_schema_that_cannot_be_is_an_error(cells, options, message):
 @pytest.mark.parametrize(
     "cells, options",
     [
-        ([["1"], ["2"], ["a"], ["b"]], {}),  # half are numbers: codes
+        ([["1"], ["2"], ["a"], ["b"]], {}),
+        ([["2"], ["3"], ["4"], ["5more"]], {}),
+        ([["0"], ["0"], ["0"], ["Y"]], {}),
+        ([["250.8"], ["38"], ["401"], ["V57"], ["?"]], {}),
         ([["1"], ["2"], ["NA"]], {"kinds": {"x0": "categorical"}}),
         ([["1"], [""], [""]], {}),
     ],
@@ -237,7 +240,8 @@ def test_a_schema_that_cannot_be_is_an_error(cells, options, message):
 def test_text_among_numbers_may_be_a_category(cells, options):
     (column,) = fit_schema(np.array(cells), **options).columns
     present = sorted({cell for (cell,) in cells if cell})
-    assert column.kind == ("categorical" if len(present) > 1 else "continuous")
+    kind = {1: "continuous", 2: "binary"}.get(len(present), "categorical")
+    assert column.kind == options.get("kinds", {}).get("x0", kind)
     assert list(column.categories) == (present if len(present) > 1 else [])
 
 

@@ -149,7 +149,8 @@ def _refuse(checkpoint: Path, saved: dict[str, str], asked: dict[str, str]) -> N
 
 def _leaves(tree) -> dict[str, str]:
     """The dtype and shape of each leaf, or empty node, by its dotted path."""
-    is_empty = lambda a: a is None or (isinstance(a, dict | list | tuple) and not a)
+    parts = jax.tree_util.default_registry.flatten_one_level
+    is_empty = lambda a: (of_a := parts(a)) is not None and not [*of_a[0]]
     dtype = lambda leaf: jax.dtypes.canonicalize_dtype(leaf.dtype)
     about = lambda a: "empty" if is_empty(a) else f"{dtype(a)} {list(a.shape)}"
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")

@@ -53,7 +53,7 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     if jnp.issubdtype(dtype := jnp.result_type(x), jnp.unsignedinteger):
         raise ValueError(
             f"coins are 0 or 1, as floats, and these are {dtype}: binarize pixels, or "
-            "divide them by 255"
+            "divide them by 255; of 0 and 1 make floats"
         )
     size = abs(logits)
     return jnp.sum((x - 0.5) * logits - 0.5 * size - jnp.log1p(jnp.exp(-size)))

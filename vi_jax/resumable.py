@@ -89,8 +89,9 @@ def train(
         state = checkpoints.restore(state, "best")
         if state is None:
             raise ValueError(
-                f"the best checkpoint of {run_dir} is lost: `evaluate --checkpoint "
-                f"last`, or delete {run_dir / 'checkpoints'} to train again"
+                f"the best checkpoint of {run_dir} is lost: delete "
+                f"{run_dir / 'checkpoints'} to train again, or use the last one "
+                "(`evaluate --checkpoint last`, where the experiment has it)"
             )
     about = {
         # No record where metrics.jsonl was lost after the last step.

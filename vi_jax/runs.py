@@ -66,7 +66,7 @@ def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
         if path.exists():
             stored = _read_knobs(path)
             _require_same(folder, stored, json.loads(json.dumps(asked)))
-            _require_same_files(folder, stored)
+            _require_same_files(folder, stored, asked["files"])
         elif sharding.is_first():
             _require_new(folder)
             write_json(path, asked)
@@ -129,9 +129,9 @@ def _require_same(folder: Path, old: dict, new: dict) -> None:
         )
 
 
-def _require_same_files(folder: Path, stored: dict) -> None:
+def _require_same_files(folder: Path, stored: dict, now: dict[str, str]) -> None:
     before = stored.get("files")  # which older runs have not
-    for file, digest in _digests(stored["knobs"]).items():
+    for file, digest in now.items():
         if isinstance(before, dict) and before.get(file, digest) != digest:
             raise ValueError(
                 f"{file} is not the data set that {folder} is a run on: it has "
@@ -144,8 +144,9 @@ def _digests(knobs: dict) -> dict[str, str]:
     """The SHA-256 of each file that a knob names; the name of a public set is none."""
     found = {}
     for value in jax.tree.leaves(knobs):
+        # What has no folder and no ending is the name of a public set.
         path = os.path.expanduser(value) if isinstance(value, str) else ""
-        if os.path.isfile(path):
+        if os.path.isfile(path) and any(mark in path for mark in "./\\"):
             with open(path, "rb") as file:
                 found[value] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
@@ -173,7 +174,7 @@ def read_knobs(folder: Path, experiment: str, knobs_class):
     for name, hint in hints.items():
         if not _fits(values[name], hint):
             raise ValueError(f"{path}: {name} is {values[name]!r}, which it cannot be")
-    _require_same_files(folder, stored)
+    _require_same_files(folder, stored, _digests(stored["knobs"]))
     # JSON has lists for tuples.
     as_tuple = lambda value: tuple(value) if isinstance(value, list) else value
     return knobs_class(**{name: as_tuple(value) for name, value in values.items()})

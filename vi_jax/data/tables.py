@@ -17,6 +17,7 @@ from vi_jax.data import files
 
 Kind = Literal["continuous", "binary", "categorical"]
 KINDS = ("continuous", "binary", "categorical")
+_MARKS = ("na", "n/a", "null", "none", "?", "-", ".")  # of what is not known
 SUPPORTED = ".csv, .tsv, .csv.gz, .tsv.gz, .npz"
 
 
@@ -184,12 +185,11 @@ def _fit_column(name: str, cells: np.ndarray, kind: Kind | None) -> Column:
         kind = "binary" if len(distinct) == 2 else "continuous"
     elif kind is None:
         # A stray "NA", or "1,5" for 1.5, would turn each number into a category.
-        alike = sum(not math.isnan(_number(v.replace(",", "."))) for v in values)
-        if alike > max(1, len(values) / 2):
-            why = (
-                f"is no number, as {alike} of {len(values)} values seem to be: leave a "
-                "missing one empty, write 1.5 for 1,5, or declare the column's kind"
-            )
+        meant = [v for v in values if v.lower() not in _MARKS]
+        alike = not any(math.isnan(_number(v.replace(",", "."))) for v in meant)
+        if alike and len(meant) > max(1, len(values) / 2):
+            why = f"is no number, where {len(meant)} of {len(values)} values seem to be"
+            why += ": leave it empty, write 1.5 for 1,5, or declare the column's kind"
             _refuse(name, cells, ~is_number & ~missing, why)
         kind = "binary" if len(distinct) <= 2 else "categorical"
     if kind == "continuous":

@@ -20,7 +20,7 @@ class LogLikelihood(NamedTuple):
     distortion: Array  # -mean log p(x | z)
     ess: Array  # (sum w)^2 / sum w^2, in [1, k]
     # Of the tail of w: above 0.7, neither log_px nor stderr can be trusted; nan where
-    # it is mostly ties, as that of discrete latents may be, and says nothing.
+    # it is mostly ties, as of discrete latents, and ess above k / 2 says all is well.
     khat: Array
 
 
@@ -47,7 +47,8 @@ def log_likelihood(
 
     `chunk` draws are held at a time, so memory does not grow with num_samples; the last
     chunk is masked where num_samples is no multiple. The encoder runs once. khat is
-    nan below 25 samples, and where too few weights differ, as of discrete latents.
+    nan below 25 samples, and for even weights of which too few differ, as of discrete
+    latents.
     Raises ValueError where num_samples or chunk is below 1.
     Ref: Burda et al. 2016, arXiv:1509.00519, section 5; the error by the delta method;
     Vehtari et al. 2024, arXiv:1507.02646 (khat).
@@ -113,5 +114,5 @@ def _from_sums(sums: _Sums, k: int) -> LogLikelihood:
         rate=log_lik - elbo,
         distortion=-log_lik,
         ess=ess,
-        khat=pareto_k(sums.top),
+        khat=pareto_k(sums.top, even=ess > k / 2),
     )

@@ -22,15 +22,17 @@ def tail_length(num_samples: int) -> int:
     return int(min(num_samples / 5, 3 * num_samples**0.5, MAX_TAIL))
 
 
-def pareto_k(top: Array) -> Array:
+def pareto_k(top: Array, even: bool | Array = False) -> Array:
     """The shape k-hat of the tail whose log-weights are top [m + 1], []; no unit.
 
     top are the m + 1 largest of a sample, the smallest of them the threshold that the
     others exceed. Below 0.5 the variance of the weights is finite; above 0.7 estimates
     cannot be trusted. Zhang and Stephens' estimate, drawn towards 0.5 as by 10 more
-    weights; 0 where all weights agree, nan for m < 5. nan, too, where a quarter of the
-    tail ties with its threshold, not by rounding, and fewer than 3 sqrt(m) and m / 2 of
-    its weights differ, as of discrete latents: a fit finds any shape in a few points.
+    weights; 0 where all weights agree, nan for m < 5.
+    Discrete latents have a few different weights, in which a fit finds any shape. Where
+    all weights are `even`, by another measure, it would be a false alarm and is nan: if
+    a quarter of the tail ties with its threshold, not by rounding, and fewer than
+    3 sqrt(m) and m / 2 of its weights differ.
     Ref: Zhang & Stephens 2009; Vehtari et al. 2024, arXiv:1507.02646.
     """
     m = top.shape[0] - 1
@@ -55,7 +57,8 @@ def pareto_k(top: Array) -> Array:
     # Rounding ties weights too, but leaves more than one in 16 of its own steps.
     few = 16 * different * unit < top[-1] - top[0]
     few &= different < min(m / 2, 3 * m**0.5)
-    found = jnp.where(few & (top[quarter] - top[0] <= unit), jnp.nan, found)
+    tied = few & (top[quarter] - top[0] <= unit)
+    found = jnp.where(even & tied, jnp.nan, found)
     # Where a quarter of the tail underflows beside its largest, no tail is heavier.
     underflows = top[quarter] - top[-1] < jnp.log(1e-30)
     return jnp.where(varies, jnp.where(underflows, jnp.inf, found), 0.0)
