@@ -1,5 +1,7 @@
 """Distributions against scipy, quadrature and their own samples."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from vi_jax.distributions import (
     Mixture,
     Normal,
     StraightThroughBernoulli,
+    register,
 )
 
 ROWS = pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -88,6 +91,18 @@ def test_mean_is_the_quadrature_mean(name):
     row = DISTRIBUTIONS[name]
     mean = row.make().mean()
     np.testing.assert_allclose(mean, moments(row)[0][: mean.size], atol=1e-5)
+
+
+def test_no_program_of_one_distribution_runs_for_another():
+    """By the type alone: three hundred have the same fields, of the same shape."""
+    made = lambda i: register(type(f"One{i}", (), {"__annotations__": {"loc": float}}))
+    classes = [made(i) for i in range(300)]
+    structures = [jax.tree.structure(cls(1.0)) for cls in classes]
+    assert all(a != b for a, b in itertools.combinations(structures, 2))
+    number = {cls: i for i, cls in enumerate(classes)}
+    shape = lambda d: jnp.zeros(number[type(d)])
+    found = [jax.eval_shape(shape, cls(1.0)).shape for cls in classes]
+    assert found == [(i,) for i in range(300)]
 
 
 @ROWS

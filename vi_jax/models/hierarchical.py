@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vi_jax.distributions import Distribution
+from vi_jax.distributions import Distribution, register
 from vi_jax.model import Model
 from vi_jax.models.vae import vae
 from vi_jax.types import Array, Component, Key, Latents, Params
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@register
 class Chain:
     """The law of z = (z_1, ..., z_L), each layer given the one before it on the walk.
 
