@@ -1,14 +1,18 @@
 """The tail of importance weights against an independent library and known tails."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from contracts import EXACT, WRONG, X, exact_params, quick_jit, wrong_params
-from scipy import stats
+from scipy import special, stats
 
+from vi_jax.distributions import Bernoulli
 from vi_jax.evaluation import log_likelihood
 from vi_jax.evaluation.psis import pareto_k, tail_length
+from vi_jax.model import Model
 
 # (scale, k-hat) by arviz-stats 0.8.0 of 5,000 normal log-weights, drawn in this order.
 ARVIZ = [
@@ -122,6 +126,21 @@ def test_coins_that_q_hardly_throws_still_raise_the_alarm():
     log_w = (coins * np.log(0.3 / 0.01) + ~coins * np.log(0.7 / 0.99)).sum(-1)
     assert np.log(np.exp(log_w).mean(1)).mean() < -0.2  # where the truth is 0
     assert all(of(row.astype(np.float32)) > 0.7 for row in log_w)
+
+
+@pytest.mark.parametrize("chance, alarm", [(0.25, False), (0.01, True)])
+def test_the_estimate_of_log_px_tells_even_weights_of_coins_from_others(chance, alarm):
+    coins = lambda p: Bernoulli(jnp.full(10, special.logit(p)))
+    model = Model(
+        init=lambda key, x: {},
+        prior=lambda params: coins(0.3),
+        posterior=lambda params, x: coins(chance),
+        likelihood=lambda params, z: Bernoulli(jnp.zeros(1)),
+    )
+    run = functools.partial(log_likelihood, model, {}, num_samples=5000)
+    got = quick_jit(run)(jax.random.key(0), jnp.ones(1))
+    assert got.khat > 0.7 if alarm else jnp.isnan(got.khat)
+    assert (abs(got.log_px + np.log(2)) > 0.1) == alarm
 
 
 def test_of_a_hundred_different_weights_ties_leave_a_khat():

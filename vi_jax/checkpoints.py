@@ -122,17 +122,18 @@ def _read(manager: ocp.CheckpointManager, checkpoint: Path, like: TrainState):
     """The state of a checkpoint, None where it is damaged."""
     if not _is_whole(checkpoint):
         return None
+    asked = _leaves(like)
     try:
         with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
             saved = _leaves(handler.metadata(checkpoint / _STATE).tree)
-        if saved == _leaves(like):
+        if saved == asked:
             target = ocp.args.StandardRestore(jax.tree.map(_abstract, like))
             return manager.restore(int(checkpoint.name), args=target)
     except Exception:  # orbax has many, for files that were never written
         if (checkpoint / _SEAL).exists():
             raise
         return None
-    return _refuse(checkpoint, saved, _leaves(like))
+    return _refuse(checkpoint, saved, asked)
 
 
 def _refuse(checkpoint: Path, saved: dict[str, str], asked: dict[str, str]) -> NoReturn:

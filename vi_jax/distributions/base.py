@@ -48,7 +48,7 @@ def register(cls):
 
     # Not `register_dataclass`: for it (jax 0.10 to 0.12) the trees of all classes with
     # as many fields are equal, and where parts of their hashes agree, too, a program of
-    # one class runs for another. Of 300 classes under one `jit` 44 had a wrong result.
+    # one class runs for another: on 0.10.2, for 44 of 300 classes under one `jit`.
     flatten = lambda d: (values(d, leaves), values(d, rest))
     jax.tree_util.register_pytree_with_keys(cls, with_keys, rebuilt, flatten)
     return cls
