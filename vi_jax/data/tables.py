@@ -144,7 +144,7 @@ def fit_schema(
     values that are not missing (None, NaN, "" and "nan" are): numbers of exactly two
     values, or text of at most two, are binary; other numbers continuous; other text
     categorical. Numbers that are codes of more than two categories have to be declared,
-    and so has text of which more than half, 2 values at least, looks like numbers.
+    and so has a column of numbers with a mark such as "NA", or with decimal commas.
     Categories are in sorted order; numbers are categories as floats. The mean and the
     standard deviation (divided by n) are of the values that are there.
     Raises ValueError that names the column: all values missing, a value that is no
