@@ -84,9 +84,10 @@ RECIPES = {
     50: {
         "batch_size": 100,
         "learning_rate": 3e-3,
-        "epochs": 155.0,
+        "epochs": 300.0,
         "first_k": 5,
-        "first_epochs": 110.0,
+        "first_epochs": 150.0,
+        "backward_k": 5,
     },
 }
 
@@ -131,6 +132,8 @@ def knobs_of(train: Train) -> mnist_iwae.Knobs:
         recipe["epochs"] = train.epochs
         if "first_epochs" in recipe:
             recipe["first_epochs"] *= shorter
+    if train.objective == "vae":
+        recipe.pop("backward_k", None)  # all samples weigh the same
     return mnist_iwae.Knobs(
         k=train.k,
         layers=train.layers,

@@ -47,6 +47,8 @@ class Knobs:
     """Importance samples per image in the first epochs, for less work; 0 for k."""
     first_epochs: float = 0.0
     """Epochs with first_k; the others are with k."""
+    backward_k: int = 0
+    """Samples per image, of the k, that have a backward pass; 0 for all."""
     layers: Literal[1, 2] = 1
     """Stochastic layers: z of 50, or 100 below 50."""
     bound: Literal["elbo", "iwae", "renyi"] = "iwae"
@@ -109,6 +111,7 @@ def build(knobs: Knobs) -> Experiment:
         estimator=getattr(estimators, knobs.estimator),
         num_samples=k,
         beta=schedules.constant(knobs.beta),
+        num_backward=knobs.backward_k or None,
     )
     if (knobs.first_k > 0) != (knobs.first_epochs > 0):
         raise ValueError("first_k and first_epochs go together: set both, or neither")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
-from vi_jax import bounds, estimators, sharding
+from vi_jax import backward, bounds, estimators, sharding
 from vi_jax.bounds import Bound
 from vi_jax.distributions import Distribution, Normal
 from vi_jax.divergences import has_closed_form_kl, kl
@@ -45,13 +45,16 @@ def per_example(
     beta: float | Array = 1.0,
     terms: Callable[[Model, Array], TermsFn] = sampled_terms,
     baseline: Baseline | None = None,
+    num_backward: int | None = None,
 ) -> tuple[Array, Terms]:
     """The bound of one example [], with the estimator's gradient, and its Terms [k].
 
     The encoder runs once, whatever num_samples. `baseline(params, x)` is for
-    `estimators.score`. Raises ValueError where num_samples is below 1, where
+    `estimators.score`. `num_backward` samples at most have a backward pass, of a
+    gradient with the same mean (`backward.of_few`); by default all.
+    Raises ValueError where num_samples or num_backward is below 1, where
     `analytic_terms` meets anything but the ELBO with `reparam`, a baseline another
-    estimator, or where the bound is no scalar.
+    estimator, num_backward `enumeration`, or where the bound is no scalar.
     """
     if baseline is not None:
         if estimator is not estimators.score:
@@ -59,6 +62,10 @@ def per_example(
         estimator = functools.partial(estimator, baseline=baseline(params, x))
     if num_samples < 1:
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
+    if num_backward is not None and num_backward < 1:
+        raise ValueError(f"num_backward must be at least 1, got {num_backward}")
+    if num_backward is not None and estimator is estimators.enumeration:
+        raise ValueError("`enumeration` has no samples: leave num_backward out")
     if terms is analytic_terms and not (
         bound is bounds.elbo and estimator is estimators.reparam
     ):
@@ -69,15 +76,24 @@ def per_example(
     q = model.posterior(params, x)
     z = jax.vmap(q.sample)(jax.random.split(key, num_samples))  # [k, ...]
     z = sharding.split(z, "samples")
-    terms_of_x = terms(model, x)
-    value = estimator(bound, terms_of_x, params, q, z, beta=beta)
+    terms_of_x = to_differentiate = terms(model, x)
+    if num_backward is not None and num_backward < num_samples:
+        to_differentiate = backward.of_few(
+            terms_of_x,
+            bound,
+            jax.random.fold_in(key, num_samples),  # the samples have 0 ... k - 1
+            num_backward=num_backward,
+            beta=beta,
+        )
+    value = estimator(bound, to_differentiate, params, q, z, beta=beta)
     if jnp.shape(value):
         raise ValueError(
             f"a bound makes a scalar of the log-weights [k], this one made an array of "
             f"shape {jnp.shape(value)}: reduce it, as by jnp.mean"
         )
-    # The same computation once more, for the metrics: XLA merges the two.
-    return value, stop_gradient(terms_of_x(params, q, z))
+    # The same computation once more, for the metrics: XLA merges the two. Nothing of it
+    # is differentiated, as nothing of what `of_few` takes the values from.
+    return value, terms_of_x(*stop_gradient((params, q, z)))
 
 
 def batch_loss(
@@ -92,6 +108,7 @@ def batch_loss(
     baseline: Baseline | None = None,
     context: Callable[[Batch], Array] | None = None,
     accumulate: int | None = None,
+    num_backward: int | None = None,
 ) -> LossFn:
     """-mean over the batch of `per_example`'s bound, in nats; lower is better.
 
@@ -100,6 +117,10 @@ def batch_loss(
     `beta` is a function of batch["step"]. The metrics are means over the batch, nats:
     `bound` (the one being raised), `elbo` (beta = 1), `rate` (KL), `distortion`, and
     `ess`, the effective sample size of the k weights.
+    `num_backward` (m) lets at most so many of the k samples of an example through the
+    backward pass, at no bias. Log-weights that are as uneven as those of trained VAEs
+    need few: m = 5 of k = 50 on MNIST has 1.01 times the variance in 0.6 of the time.
+    Of even ones, as the ELBO's, fewer samples are worth as much.
     `accumulate` takes the batch in as many parts, one after another, and adds up their
     gradients: memory holds one part, and the numbers are those of the whole batch. By
     default, on CPU, as many as keep a part to 2,500 samples, which stay in its cache.
@@ -132,6 +153,7 @@ def batch_loss(
                     beta=beta,
                     terms=terms,
                     baseline=baseline,
+                    num_backward=num_backward,
                 )
 
             keys, x, c = sharding.split(rows, "data")
