@@ -23,8 +23,9 @@ seeds), that of the convolutional one lower: by -0.32 +- 0.05.
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ from vi_jax import bounds, objectives, runs, training
 from vi_jax.cpu import for_cpu
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.model import Model, log_weight, sampled_terms
-from vi_jax.types import Array, Params
+from vi_jax.types import Array, LossFn, Params
 
 PRECISIONS = {"float32": None, "bfloat16": "BF16_BF16_F32"}
 # The net, and the samples k of its training: the ELBO's one, or IWAE's.
@@ -50,7 +51,7 @@ BATCH, SCAN_STEPS, LEARNING_RATE, NUM_SAMPLES = 100, 50, 1e-3, 50
 
 
 class Trained(NamedTuple):
-    """Of one precision."""
+    """Of one way to train."""
 
     params: Params
     steps_per_second: list[float]  # of each dispatch but the first, which compiles
@@ -59,22 +60,39 @@ class Trained(NamedTuple):
 def train(
     model: Model, k: int, data: ImageData, num_steps: int, seed: int
 ) -> dict[str, Trained]:
-    """The same steps from the same parameters in each precision, taking turns."""
+    """The same steps from the same parameters in each precision."""
+    how = {"bound": bounds.iwae, "num_samples": k, "preprocess": data.preprocess}
+    losses = dict.fromkeys(PRECISIONS, objectives.batch_loss(model, **how))
+    within = lambda name: jax.default_matmul_precision(PRECISIONS[name])
+    return in_turns(model, losses, data, num_steps, seed, within=within)
+
+
+def in_turns(
+    model: Model,
+    losses: dict[Any, LossFn],
+    data: ImageData,
+    num_steps: int,
+    seed: int,
+    *,
+    within: Callable[[Any], contextlib.AbstractContextManager] = lambda name: (
+        contextlib.nullcontext()
+    ),
+) -> dict[Any, Trained]:
+    """By name, each loss from the same parameters by Adam, a dispatch at a time."""
     adam = training.adam(LEARNING_RATE, num_steps=num_steps)
     params = model.init(jax.random.key(seed), jnp.zeros(data.mean.shape))
-    how = {"bound": bounds.iwae, "num_samples": k, "preprocess": data.preprocess}
-    loss = objectives.batch_loss(model, **how)
     state = training.init_state(params, adam)
     how = {"seed": seed, "num_steps": num_steps, "scan_steps": SCAN_STEPS}
-    steps = {p: training.fit(loss, adam, state, data.train, **how) for p in PRECISIONS}
-    last, speeds = {}, {p: [] for p in PRECISIONS}
+    fit = lambda loss: training.fit(loss, adam, state, data.train, **how)
+    steps = {name: fit(loss) for name, loss in losses.items()}
+    last, speeds = {}, {name: [] for name in losses}
     for _ in range(0, num_steps, SCAN_STEPS):
-        for name, precision in PRECISIONS.items():
+        for name in losses:
             start = time.perf_counter()
-            with jax.default_matmul_precision(precision):
+            with within(name):
                 last[name], _ = next(steps[name])
             speeds[name].append(SCAN_STEPS / (time.perf_counter() - start))
-    return {p: Trained(last[p].params, speeds[p][1:]) for p in PRECISIONS}
+    return {name: Trained(last[name].params, speeds[name][1:]) for name in losses}
 
 
 def bounds_of(

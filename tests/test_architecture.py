@@ -22,8 +22,8 @@ EVERYTHING = {
     *("models", "objectives", "evaluation", "soap", "training", "checkpoints"),
     *("em", "maximum_likelihood", "data", "plots", "runs", "experiment"),
     *("diagnosis", "commands", "networks", "key_functions"),
-    *("aggressive", "backward", "early_stopping", "resumable", "semi_supervised", "sweep"),
-    *("total_correlation", "disentangling", "evaluator"),
+    *("aggressive", "early_stopping", "resumable", "semi_supervised", "sweep"),
+    *("total_correlation", "disentangling", "evaluator", "backward"),
     *("sequences", "decoding", "tabular", "partial", "figures", "cpu"),
 }
 MAY_IMPORT = {

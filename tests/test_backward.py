@@ -1,7 +1,6 @@
 """The backward pass of few samples: the same value, the same mean, less work."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,8 @@ from vi_jax import (
     priors,
 )
 from vi_jax.distributions import Normal
-from vi_jax.model import Terms, sampled_terms
+from vi_jax.math import effective_sample_size
+from vi_jax.model import Terms, log_weight, sampled_terms
 from vi_jax.objectives import per_example
 
 K = 12
@@ -97,3 +97,154 @@ def test_value_and_mean_of_the_gradient_are_those_of_all(bound, estimator):
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     assert min(np.max(abs(leaf)) for leaf in jax.tree.leaves(truth)) > 0.001
     assert np.max(abs(tree_z_scores(draws, truth))) < 4.5
+
+
+def test_uneven_weights_need_few_samples_and_even_ones_all():
+    """The variance with 5 of 50, over that with all 50, of 4,000 gradients.
+
+    IWAE where 2 to 3 samples count; and the ELBO, of which 5 samples are just 5.
+    """
+    params, x = wrong_params(), jnp.array(X, float)
+    params["q"]["offset"] = params["q"]["offset"] + jnp.array([2.5, -2.5])
+    keys = jax.random.split(jax.random.key(4), 4_000)
+
+    def variance(bound, num_backward):
+        def value(params, key):
+            how = {"num_samples": 50, "num_backward": num_backward}
+            return per_example(WRONG, params, key, x, bound=bound, **how)
+
+        grads, terms = quick_jit(jax.vmap(jax.grad(value, has_aux=True), (None, 0)))(
+            params, jax.random.clone(keys)
+        )
+        log_w = jax.vmap(jax.vmap(log_weight))(terms)
+        ess = jnp.mean(jax.vmap(effective_sample_size)(log_w))
+        return sum(np.var(a, 0).sum() for a in jax.tree.leaves(grads)), ess
+
+    of_all, ess = variance(bounds.iwae, None)
+    assert 1.5 < ess < 6
+    assert 1 < variance(bounds.iwae, 5)[0] / of_all < 1.05
+    assert 8 < variance(bounds.elbo, 5)[0] / variance(bounds.elbo, None)[0] < 12
+
+
+def test_of_enough_samples_nothing_is_drawn():
+    """num_backward >= k is the program without it, to the last bit."""
+    x, key = jnp.array(X, float), jax.random.key(3)
+
+    def program(num_backward):
+        value = lambda p: per_example(
+            WRONG,
+            p,
+            jax.random.clone(key),
+            x,
+            bound=bounds.iwae,
+            num_samples=4,
+            num_backward=num_backward,
+        )[0]
+        return str(jax.make_jaxpr(jax.grad(value))(wrong_params()))
+
+    assert program(4) == program(9) == program(None) != program(3)
+
+
+def test_metrics_are_those_of_all_samples():
+    """And so are the draws of z: value and Terms are the same numbers."""
+    x, key = jnp.array(X, float), jax.random.key(3)
+    found = [
+        quick_jit(
+            functools.partial(
+                per_example, WRONG, bound=bounds.iwae, num_samples=8, num_backward=m
+            )
+        )(wrong_params(), jax.random.clone(key), x)
+        for m in (None, 2)
+    ]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found[0], found[1]
+    )
+    assert found[1][1].log_lik.shape == (8,)
+
+
+def test_the_backward_pass_is_of_the_few():
+    """XLA's count, by which a pass of 2 of 50 costs as a forward pass of 50 and 8."""
+    model = models.vae(
+        priors.standard_normal(2),
+        posteriors.normal(networks.mlp([3], 4)),
+        likelihoods.bernoulli(networks.mlp([300], 196)),
+    )
+    x = jnp.ones(196)
+    params = quick_jit(model.init)(jax.random.key(0), x)
+
+    def loss(num_backward):
+        return objectives.batch_loss(
+            model,
+            preprocess=lambda key, batch: batch["x"],
+            bound=bounds.iwae,
+            estimator=estimators.dreg,
+            num_samples=50,
+            num_backward=num_backward,
+        )
+
+    def cost(function):
+        batch = {"x": x[None], "step": 0}
+        run = quick_jit(function).lower(params, jax.random.key(1), batch)
+        return run.compile().cost_analysis()["flops"]
+
+    forward = cost(loss(None))
+    gradient = lambda m: cost(jax.grad(loss(m), has_aux=True))
+    assert 2.5 * forward < gradient(None) < 3.5 * forward
+    assert forward < gradient(2) < 1.3 * forward
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_impossible_samples_leave_the_gradient_as_it_is(closed):
+    """log w = -inf for all but 3 of 8, of which 5 have a backward pass.
+
+    And what the terms close over has a gradient once, as what they are given.
+    """
+    z = jnp.linspace(-5.0, 3.0, 8)
+
+    def value(loc, num_backward=None):
+        def terms(params, q, z):
+            mode = loc if closed else params
+            log_lik = jnp.where(z < 0.5, -jnp.inf, -((z - mode) ** 2))
+            return Terms(log_lik, jnp.zeros_like(z), jnp.zeros_like(z))
+
+        if num_backward:
+            few = functools.partial(backward.of_few, terms, bounds.iwae)
+            terms = few(jax.random.key(0), num_backward=num_backward)
+        return estimators.reparam(bounds.iwae, terms, loc, Normal(loc, 1.0), z)
+
+    expected = jax.value_and_grad(value)(0.3)
+    np.testing.assert_allclose(jax.value_and_grad(value)(0.3, 5), expected, rtol=1e-5)
+    assert np.isfinite(expected).all()
+
+
+def test_a_bound_that_no_sample_moves_has_no_gradient():
+    """Not a nan, which the division by the shares' sum would give."""
+    constant = lambda log_w: jnp.maximum(jnp.mean(log_w), 1e3)
+    value = lambda p: per_example(
+        WRONG,
+        p,
+        jax.random.key(0),
+        jnp.array(X, float),
+        bound=constant,
+        num_samples=4,
+        num_backward=2,
+    )[0]
+    for leaf in jax.tree.leaves(quick_jit(jax.grad(value))(wrong_params())):
+        np.testing.assert_array_equal(leaf, 0.0)
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ({"num_backward": 0}, "num_backward must be at least 1, got 0"),
+        (
+            {"num_backward": 2, "estimator": estimators.enumeration},
+            "`enumeration` has no samples: leave num_backward out",
+        ),
+    ],
+)
+def test_what_it_is_not_for_is_an_error(how, message):
+    with pytest.raises(ValueError, match=message):
+        per_example(
+            WRONG, wrong_params(), jax.random.key(0), jnp.array(X), num_samples=4, **how
+        )

@@ -95,6 +95,27 @@ def test_renyi_approaches_the_elbo_from_both_sides_of_one():
             np.testing.assert_allclose(gap, step * LOG_W.var() / 2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("step", [1e-2, 1e-3, 1e-5, 1e-8, 1e-15, -1e-8, -1e-5, -1e-2])
+def test_renyi_keeps_its_digits_near_the_elbo(step):
+    """In float32, 50 log-weights about -90: the plain formula is off by 18 at 1e-8."""
+    log_w = np.random.default_rng(0).normal(-90, 5, 50).astype(np.float32)
+    alpha = 1 - step
+    far = log_w - log_w.mean(dtype=np.longdouble)
+    excess = np.log1p(np.mean(np.expm1((1 - alpha) * far))) / (1 - alpha)
+    found, slope = jax.value_and_grad(bounds.renyi)(jnp.array(log_w), alpha=alpha)
+    np.testing.assert_allclose(found, np.mean(log_w, dtype="f8") + excess, rtol=3e-7)
+    weights = special.softmax((1 - alpha) * far.astype(float))
+    np.testing.assert_allclose(slope, weights, rtol=1e-5)
+
+
+def test_renyi_near_the_elbo_of_impossible_samples_is_the_plain_one():
+    """log mean w^c / c where c = 0.005: log(1/2) / c + 1 for two of four weights e."""
+    log_w = jnp.array([-jnp.inf, 1.0, -jnp.inf, 1.0])
+    found, slope = jax.value_and_grad(bounds.renyi)(log_w, alpha=0.995)
+    np.testing.assert_allclose(found, np.log(0.5) / 0.005 + 1, rtol=1e-5)
+    np.testing.assert_allclose(slope, [0.0, 0.5, 0.0, 0.5], rtol=1e-5)
+
+
 @EVERY
 @pytest.mark.parametrize("shape", [(), (0,), (3, 2), (1, 5)])
 def test_anything_but_the_weights_of_one_example_is_an_error(name, shape):

@@ -119,8 +119,12 @@ def test_a_cell_is_trained_as_what_it_says(cell):
 
 
 def test_fewer_epochs_shorten_every_stage():
-    knobs = iwae_table.knobs_of(Train(k=50, epochs=31.0))
-    assert (knobs.epochs, knobs.first_epochs) == (31.0, 22.0)
+    knobs = iwae_table.knobs_of(Train(k=50, epochs=30.0))
+    assert (knobs.epochs, knobs.first_epochs, knobs.backward_k) == (30.0, 15.0, 5)
+
+
+def test_samples_of_equal_weight_all_have_a_backward_pass():
+    assert iwae_table.knobs_of(Train(k=50, objective="vae")).backward_k == 0
 
 
 def test_a_cell_of_the_table_runs_from_its_own_folder(tmp_path, monkeypatch, capsys):

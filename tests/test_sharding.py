@@ -85,17 +85,21 @@ def log_px(mesh):
     return evaluator(params(), X).log_px
 
 
-MESHES = ((8, 1, 1), (4, 2, 8), (1, 8, 8))  # data, samples, k
+# data, samples, k, and how many of these have a backward pass
+MESHES = ((8, 1, 1, None), (4, 2, 8, None), (1, 8, 8, None), (4, 2, 8, 2))
 
 
 def test_what_eight_devices_give_is_what_one_gives():
     """Here on one device; there, in a process of eight virtual ones, on every mesh."""
     found = on_eight_devices("tests.test_sharding", "what_eight_devices_give")
-    expected = {k: curve(k, None) for k in (1, 8)}
+    expected = {
+        (k, few): curve(k, None, num_backward=few)
+        for k, few in {mesh[2:] for mesh in MESHES}
+    }
     evaluated = log_px(None)
-    for data, samples, k in MESHES:
-        there = found[f"{data} {samples} {k}"]
-        losses, last = expected[k]
+    for data, samples, k, few in MESHES:
+        there = found[f"{data} {samples} {k} {few}"]
+        losses, last = expected[k, few]
         np.testing.assert_allclose(there["losses"], losses, rtol=1e-5)
         np.testing.assert_allclose(there["params"], flat(last), rtol=1e-4, atol=1e-5)
         # Of the 16 k rows of logits that one device makes, a step makes an eighth.
@@ -121,10 +125,10 @@ def on_eight_devices(module: str, name: str) -> dict:
 def what_eight_devices_give():
     assert jax.device_count() == 8
     found = {}
-    for data, samples, k in MESHES:
+    for data, samples, k, few in MESHES:
         mesh = sharding.mesh(data=data, samples=samples)
-        losses, last = curve(k, mesh)
-        found[f"{data} {samples} {k}"] = {
+        losses, last = curve(k, mesh, num_backward=few)
+        found[f"{data} {samples} {k} {few}"] = {
             "losses": losses,
             "params": flat(last).tolist(),
             "rows": rows_of_logits(k, mesh),

@@ -29,7 +29,9 @@ def of_few(
     """
 
     def few_of(params: Params, q: Distribution, z: Latents) -> Terms:
-        every = terms(*stop_gradient((params, q, z)))
+        # Without the inner one there would be a backward pass to throw away; the outer
+        # one is for what `terms` holds itself, such as x.
+        every = stop_gradient(terms(*stop_gradient((params, q, z))))
         log_w = jax.vmap(lambda t: log_weight(t, beta))(every)
         shares = abs(jax.grad(bound)(log_w))
         # No share is 0, since an estimator may weigh by another bound (`paired`).
@@ -53,10 +55,10 @@ def of_few(
 def draw_few(key: Key, shares: Array, num: int) -> tuple[Array, Array]:
     """`num` different indices into shares [k], and the probability of each, [num].
 
-    i is drawn with p_i = min(1, shares_i / c), c such that these add up to num, so that
-    large shares are always drawn. Of all draws of `num` for which the sum over the drawn
-    of shares_i / p_i has the mean sum_i shares_i, entry by entry, this one has the least
-    squared error. Shares are positive, and num is below k.
+    i is drawn with p_i = min(1, shares_i / c), c such that these add up to num: large
+    shares are always drawn, the others in proportion. With shares_i / p_i for the drawn
+    and 0 for the others, that has each share as its mean, and of all ways to have it
+    with num entries the least squared error. Shares are positive, num is below k.
     Ref: Fearnhead & Clifford 2003, doi:10.1111/1467-9868.00421.
     """
     # The j largest are drawn for sure, and num - j of the rest, for the first j at

@@ -59,7 +59,16 @@ def renyi(log_w: Array, *, alpha: float) -> Array:
         raise ValueError("renyi is undefined at alpha = 1, its limit: use bounds.elbo")
     if not abs(alpha) <= float(jnp.finfo(jnp.float32).max):
         raise ValueError(f"alpha is {alpha}: it must be finite, in float32 too")
-    return log_mean_exp((1 - alpha) * _checked(log_w)) / (1 - alpha)
+    log_w = _checked(log_w)
+    plain = log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
+    if abs(1 - alpha) > 0.01:
+        return plain
+    # Near the ELBO the logarithm is near 0, and the division needs all of its digits.
+    mean = stop_gradient(jnp.mean(log_w))
+    scaled = (1 - alpha) * (log_w - mean)
+    small = jnp.all(abs(scaled) < 0.5)  # not where a sample is impossible
+    excess = jnp.mean(jnp.expm1(jnp.where(small, scaled, 0.0)))
+    return jnp.where(small, mean + jnp.log1p(excess) / (1 - alpha), plain)
 
 
 def miwae(log_w: Array, *, groups: int) -> Array:

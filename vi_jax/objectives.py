@@ -91,9 +91,8 @@ def per_example(
             f"a bound makes a scalar of the log-weights [k], this one made an array of "
             f"shape {jnp.shape(value)}: reduce it, as by jnp.mean"
         )
-    # The same computation once more, for the metrics: XLA merges the two. Nothing of it
-    # is differentiated, as nothing of what `of_few` takes the values from.
-    return value, terms_of_x(*stop_gradient((params, q, z)))
+    # The same computation once more, for the metrics: XLA merges the two.
+    return value, stop_gradient(terms_of_x(*stop_gradient((params, q, z))))
 
 
 def batch_loss(
