@@ -161,7 +161,7 @@ def test_what_is_no_stream_is_refused(source, how, error, message):
         ({"x": np.zeros(3), "label": 0, "more": 0}, "example 7 .*'more'"),
         (None, "example 7 must be a dict of arrays by name, .* got None"),
         ({"x": np.zeros(3), "label": "7"}, "'label' of example 7 is not of numbers"),
-        ({"x": np.zeros(3), "label": 2**40}, "'label' of step 0 has integers .* int32"),
+        ({"x": np.zeros(3), "label": 2**40}, "'label' of step 0 has numbers .* int32"),
     ],
 )
 def test_an_example_unlike_the_first_is_an_error_that_names_it(example, message):

@@ -92,8 +92,9 @@ def test_at_is_fast():
         ({**_columns(), "label": np.zeros(3)}, 4, 0, "one common length"),
         ({}, 4, 0, "one common length"),
         ({"step": np.zeros(9)}, 4, 0, "may not be called 'step'"),
-        ({"x": np.array([-(2**31) - 1, 0])}, 1, 0, "'x' has integers .* fit int32"),
+        ({"x": np.array([-(2**31) - 1, 0])}, 1, 0, "'x' has numbers .* fit int32"),
         ({"x": np.array([0, 2**40 + 16])}, 1, 0, "0 to 1099511627792, .* fit int32"),
+        ({"x": np.array([np.inf, -1e39, 2])}, 1, 0, "-1e.39 to 2.0, .* fit float32"),
         ({"x": np.array([2**32], np.uint64)}, 1, 0, "to 4294967296, .* fit uint32"),
     ],
 )

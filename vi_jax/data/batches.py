@@ -21,7 +21,7 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     alone. A batch may straddle two epochs. columns are [n, ...]; a batch holds the same
     names, [b, ...], and "step", int32 [].
     Raises ValueError for a batch_size outside [1, n], columns of unequal lengths, a
-    column called "step" or one of integers beyond JAX's, or a seed outside [0, 2^64),
+    column called "step" or one of numbers beyond JAX's, or a seed outside [0, 2^64),
     TypeError where one of the two is no integer or columns is no dict.
     """
     check_named(columns)
@@ -29,7 +29,7 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     batch_size, seed = sizes(n, batch_size, seed, seeds=2**64)
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
-            check_integers(f"column {name!r}", column)
+            check_fits(f"column {name!r}", column)
 
     # A batch touches two epochs at most.
     @functools.lru_cache(maxsize=2)
@@ -58,19 +58,25 @@ def check_named(columns: Any) -> None:
         )
 
 
-def check_integers(what: str, values: np.ndarray) -> None:
-    """Raise ValueError where integers are beyond those that JAX makes of them.
+def check_fits(what: str, values: np.ndarray) -> None:
+    """Raise ValueError where numbers are beyond those that JAX makes of them.
 
-    Unless jax_enable_x64 is on, it keeps 32 bits of 64 without a word.
+    Unless jax_enable_x64 is on, it keeps 32 bits of 64 without a word: integers wrap
+    around, and floats above 3.4e38 are infinite.
     """
-    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8 or not values.size:
+    kind = values.dtype.kind
+    if kind not in "iuf" or values.dtype.itemsize < 8:
         return
-    kept = np.iinfo(jax.dtypes.canonicalize_dtype(values.dtype))
-    low, high = values.min(), values.max()
+    info = np.finfo if kind == "f" else np.iinfo
+    kept = info(jax.dtypes.canonicalize_dtype(values.dtype))
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return
+    low, high = finite.min(), finite.max()
     if low < kept.min or high > kept.max:
         raise ValueError(
-            f"{what} has integers from {low} to {high}, which do not fit {kept.dtype}: "
-            "number them anew, make them floats or set jax_enable_x64"
+            f"{what} has numbers from {low} to {high}, which do not fit {kept.dtype}: "
+            "number or scale them anew, or set jax_enable_x64"
         )
 
 

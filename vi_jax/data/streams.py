@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from vi_jax.data.batches import Batches, check_integers, sizes
+from vi_jax.data.batches import Batches, check_fits, sizes
 from vi_jax.types import Batch
 
 
@@ -44,7 +44,7 @@ def streamed(
     the mesh does not divide or a seed outside [0, 2^32), and TypeError where one of the
     two is no integer. An example that is no dict of numbers, has a "step", or other
     names or shapes than example 0 is a ValueError that names it, here for example 0 and
-    else where its batch is read; so are integers beyond JAX's, by the step.
+    else where its batch is read; so are numbers beyond JAX's, by the step.
     """
     try:
         import grain
@@ -90,7 +90,7 @@ def streamed(
             raise
         # Of the batch at once: example by example it took 10 us each.
         for name, column in local.items():
-            check_integers(f"{name!r} of step {step}", column)
+            check_fits(f"{name!r} of step {step}", column)
         return {**jax.tree.map(placed, local), "step": np.int32(step)}
 
     return Batches({}, at, lambda resident, travelling: travelling)
