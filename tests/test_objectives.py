@@ -52,10 +52,12 @@ def test_any_record_of_the_four_functions_is_a_model():
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.parametrize("num_backward", [None, 1000])
 @pytest.mark.parametrize("estimator", [estimators.reparam, estimators.dreg])
-def test_a_model_of_16_bits_has_gradients_of_16_bits(estimator):
+def test_a_model_of_16_bits_has_gradients_of_16_bits(estimator, num_backward):
     """Which are those of 32 but for their digits, and for other draws of z."""
     how = {"bound": bounds.iwae, "estimator": estimator, "num_samples": 2000}
+    how["num_backward"] = num_backward
     model = models.vae(
         priors.standard_normal(2),
         posteriors.normal(networks.mlp([5], 4)),

@@ -29,9 +29,7 @@ def of_few(
     """
 
     def few_of(params: Params, q: Distribution, z: Latents) -> Terms:
-        # Without the inner one there would be a backward pass to throw away; the outer
-        # one is for what `terms` holds itself, such as x.
-        every = stop_gradient(terms(*stop_gradient((params, q, z))))
+        every = stop_gradient(terms(params, q, z))
         log_w = jax.vmap(lambda t: log_weight(t, beta))(every)
         shares = abs(jax.grad(bound)(log_w))
         # No share is 0, since an estimator may weigh by another bound (`paired`).
@@ -61,6 +59,7 @@ def draw_few(key: Key, shares: Array, num: int) -> tuple[Array, Array]:
     with num entries the least squared error. Shares are positive, num is below k.
     Ref: Fearnhead & Clifford 2003, doi:10.1111/1467-9868.00421.
     """
+    shares = shares.astype(jnp.promote_types(shares.dtype, jnp.float32))
     # The j largest are drawn for sure, and num - j of the rest, for the first j at
     # which the largest of the rest has a probability of at most 1.
     falling = jnp.sort(shares, descending=True)

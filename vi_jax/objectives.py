@@ -92,7 +92,7 @@ def per_example(
             f"shape {jnp.shape(value)}: reduce it, as by jnp.mean"
         )
     # The same computation once more, for the metrics: XLA merges the two.
-    return value, stop_gradient(terms_of_x(*stop_gradient((params, q, z))))
+    return value, stop_gradient(terms_of_x(params, q, z))
 
 
 def batch_loss(
