@@ -41,6 +41,8 @@ class Knobs:
 
     k: int = 5
     """Importance samples of z per image; 1 is the ELBO."""
+    backward_k: int = 0
+    """Samples, of the k, that have a backward pass, at no bias; 0 for all."""
     latents: int = 40
     """Dimension of z."""
     encoder_channels: tuple[int, ...] = (32, 64, 64)
@@ -104,6 +106,7 @@ def build(knobs: Knobs) -> Experiment:
         bound=bounds.iwae,
         estimator=estimators.dreg,
         num_samples=knobs.k,
+        num_backward=knobs.backward_k or None,
     )
     num_steps = steps(epochs=knobs.epochs)
     optimizer = {"adam": training.adam, "soap": training.soap}[knobs.optimizer]

@@ -48,7 +48,7 @@ class Knobs:
     first_epochs: float = 0.0
     """Epochs with first_k; the others are with k."""
     backward_k: int = 0
-    """Samples per image, of the k, that have a backward pass; 0 for all."""
+    """Samples, of the k, that have a backward pass, at no bias; 0 for all."""
     layers: Literal[1, 2] = 1
     """Stochastic layers: z of 50, or 100 below 50."""
     bound: Literal["elbo", "iwae", "renyi"] = "iwae"

@@ -22,7 +22,7 @@ from vi_jax import (
 )
 from vi_jax.distributions import Normal
 from vi_jax.math import effective_sample_size
-from vi_jax.model import Terms, log_weight, sampled_terms
+from vi_jax.model import Terms, analytic_terms, log_weight, sampled_terms
 from vi_jax.objectives import per_example
 
 K = 12
@@ -102,10 +102,11 @@ def test_value_and_mean_of_the_gradient_are_those_of_all(bound, estimator):
     assert np.max(abs(tree_z_scores(draws, truth))) < 4.5
 
 
-def test_uneven_weights_need_few_samples_and_even_ones_all():
+@pytest.mark.parametrize("beta", [1.0, 0.2])
+def test_uneven_weights_need_few_samples_and_even_ones_all(beta):
     """The variance with 5 of 50, over that with all 50, of 4,000 gradients.
 
-    IWAE where 2 to 3 samples count; and the ELBO, of which 5 samples are just 5.
+    IWAE where 2 to 5 samples count; and the ELBO, of which 5 samples are just 5.
     """
     params, x = wrong_params(), jnp.array(X, float)
     params["q"]["offset"] = params["q"]["offset"] + jnp.array([2.5, -2.5])
@@ -113,13 +114,13 @@ def test_uneven_weights_need_few_samples_and_even_ones_all():
 
     def variance(bound, num_backward):
         def value(params, key):
-            how = {"num_samples": 50, "num_backward": num_backward}
+            how = {"num_samples": 50, "num_backward": num_backward, "beta": beta}
             return per_example(WRONG, params, key, x, bound=bound, **how)
 
         grads, terms = quick_jit(jax.vmap(jax.grad(value, has_aux=True), (None, 0)))(
             params, jax.random.clone(keys)
         )
-        log_w = jax.vmap(jax.vmap(log_weight))(terms)
+        log_w = jax.vmap(jax.vmap(lambda t: log_weight(t, beta)))(terms)
         ess = jnp.mean(jax.vmap(effective_sample_size)(log_w))
         return sum(np.var(a, 0).sum() for a in jax.tree.leaves(grads)), ess
 
@@ -127,6 +128,59 @@ def test_uneven_weights_need_few_samples_and_even_ones_all():
     assert 1.5 < ess < 6
     assert 1 < variance(bounds.iwae, 5)[0] / of_all < 1.05
     assert 8 < variance(bounds.elbo, 5)[0] / variance(bounds.elbo, None)[0] < 12
+
+
+HIERARCHY = models.hierarchical_vae(
+    priors.standard_normal(1),
+    [posteriors.normal(networks.mlp([2], 4))],
+    posteriors.normal(networks.mlp([2], 4)),
+    [posteriors.normal(networks.mlp([2], 2))],
+    likelihoods.normal(networks.mlp([2], 3)),
+)
+
+
+@pytest.mark.parametrize(
+    "model, terms",
+    [
+        (WRONG, sampled_terms),
+        (WRONG, functools.partial(sampled_terms, num_chunks=3)),
+        (WRONG, analytic_terms),
+        (HIERARCHY, sampled_terms),
+    ],
+)
+def test_the_few_are_drawn_by_chance_of_their_own(model, terms):
+    """Of `per_example`, at the same draws of z: 10,000 differences, |z| < 4.5."""
+    x = jnp.array(X, float)
+    own = model is WRONG
+    params = wrong_params() if own else quick_jit(model.init)(jax.random.key(0), x)
+    bound = bounds.elbo if terms is analytic_terms else bounds.iwae
+
+    def value(params, key, num_backward):
+        how = {"num_samples": K, "num_backward": num_backward, "terms": terms}
+        return per_example(model, params, key, x, bound=bound, **how)[0]
+
+    def difference(params, key):
+        gradient = lambda m: jax.grad(value)(params, jax.random.clone(key), m)
+        return jax.tree.map(jnp.subtract, gradient(3), gradient(None))
+
+    keys = jax.random.split(jax.random.key(5), 10_000)
+    scores = tree_z_scores(quick_jit(jax.vmap(difference, (None, 0)))(params, keys))
+    assert np.max(abs(scores)) < 4.5
+    assert np.sum(scores != 0) >= 10
+
+
+def test_the_gradient_in_beta_is_that_of_all_samples():
+    """The values are of all samples, and so is what they owe to beta."""
+    x, params = jnp.array(X, float), wrong_params()
+
+    def value(beta, num_backward):
+        how = {"num_samples": K, "num_backward": num_backward, "beta": beta}
+        key = jax.random.key(6)
+        return per_example(WRONG, params, key, x, bound=bounds.iwae, **how)[0]
+
+    slope = lambda num_backward: jax.grad(value)(0.7, num_backward)
+    np.testing.assert_allclose(slope(3), slope(None), rtol=1e-5)
+    assert abs(slope(None)) > 0.01
 
 
 def test_of_enough_samples_nothing_is_drawn():
@@ -268,15 +322,24 @@ def test_a_bound_that_no_sample_moves_has_no_gradient():
 @pytest.mark.parametrize(
     "how, message",
     [
-        ({"num_backward": 0}, "num_backward must be at least 1, got 0"),
+        ({"num_backward": 0}, "num_backward .* must be at least 1, got 0"),
+        ({"estimator": estimators.enumeration}, "`enumeration` .* leave it out"),
+        ({"estimator": MIWAE}, "`paired` weigh by something else: leave it out"),
         (
-            {"num_backward": 2, "estimator": estimators.enumeration},
-            "`enumeration` has no samples: leave num_backward out",
+            {"terms": functools.partial(sampled_terms, num_chunks=4)},
+            "num_backward is 2: 2 rows do not make 4 parts",
         ),
+        ({"bound": lambda log_w: log_w}, "a bound makes a scalar of the log-weights"),
     ],
 )
 def test_what_it_is_not_for_is_an_error(how, message):
+    how = {"num_samples": 4, "num_backward": 2, **how}
     with pytest.raises(ValueError, match=message):
+        per_example(WRONG, wrong_params(), jax.random.key(0), jnp.array(X), **how)
+
+
+def test_a_number_that_is_no_integer_is_an_error():
+    with pytest.raises(TypeError, match="integer"):
         per_example(
-            WRONG, wrong_params(), jax.random.key(0), jnp.array(X), num_samples=4, **how
+            WRONG, wrong_params(), jax.random.key(0), jnp.array(X), num_backward=2.5
         )

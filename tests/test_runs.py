@@ -702,6 +702,30 @@ def test_a_run_goes_on_with_its_own_data_only(tmp_path, monkeypatch):
         door()
 
 
+def test_a_run_is_of_the_defaults_of_younger_knobs(tmp_path):
+    """A folder from before `backward_k`: it goes on with 0, and with nothing else."""
+    knobs = mnist_iwae.Knobs(k=3, epochs=7.0)
+    with runs.claim(tmp_path, "mnist_iwae", knobs):
+        (tmp_path / "metrics.jsonl").write_text("")
+    stored = runs.read_json(tmp_path / "knobs.json")
+    assert stored["knobs"].pop("backward_k") == 0
+    runs.write_json(tmp_path / "knobs.json", stored)
+    read = lambda: runs.read_knobs(tmp_path, "mnist_iwae", mnist_iwae.Knobs)
+    assert read() == knobs
+    with runs.claim(tmp_path, "mnist_iwae", knobs):
+        pass
+    few = dataclasses.replace(knobs, backward_k=2)
+    with (
+        pytest.raises(ValueError, match="backward_k: 0 there, 2 now"),
+        runs.claim(tmp_path, "mnist_iwae", few),
+    ):
+        pass
+    stored["knobs"]["retired"] = 1
+    runs.write_json(tmp_path / "knobs.json", stored)
+    with pytest.raises(ValueError, match=r"which differ in \['retired'\]"):
+        read()
+
+
 def test_a_file_called_as_a_public_set_is_not_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for text in ("one", "other"):

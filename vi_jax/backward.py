@@ -20,24 +20,29 @@ def of_few(
 ) -> TermsFn:
     """The Terms of all k samples, with the gradient of `num_backward` of them.
 
-    sum_i c_i dlog w_i, where c_i = dbound/dlog w_i, becomes the sum over the drawn of
-    c_i dlog w_i / p_i, with p_i the probability with which i is drawn: of the same mean
-    for every estimator, since the Terms are what these differentiate. Of uneven c, such
-    as the normalised weights of IWAE, the drawn few are nearly all. `terms` runs over
-    the k without keeping anything for the gradient, then over the drawn once more.
+    sum_i c_i dlog w_i, where c_i = dbound/dlog w_i, becomes the sum over those drawn of
+    c_i dlog w_i / p_i, where p_i is the probability of drawing i: the mean is the same,
+    for every estimator, since the Terms are what these differentiate. Where c is as
+    uneven as the normalised weights of IWAE are, few samples hold nearly all of it.
+    `terms` runs over all k, keeping nothing for the gradient, then over the few again.
+    Raises ValueError, when called, where `terms` does not take so many samples.
     Ref: Burda et al. 2016, arXiv:1509.00519, section 3, draw one in proportion to c.
     """
 
     def few_of(params: Params, q: Distribution, z: Latents) -> Terms:
         every = stop_gradient(terms(params, q, z))
         log_w = jax.vmap(lambda t: log_weight(t, beta))(every)
-        shares = abs(jax.grad(bound)(log_w))
-        # No share is 0, since an estimator may weigh by another bound (`paired`).
+        # What is no scalar is an error where the estimator's value is looked at.
+        slopes = jax.grad(lambda log_w: jnp.sum(bound(log_w)))(log_w)
+        shares = stop_gradient(abs(slopes))
         largest = jnp.max(shares)
         shares = jnp.where(largest > 0, jnp.maximum(shares, 1e-6 * largest), 1.0)
         # A copy, since an estimator may ask more than once, and gets the same draw.
         drawn, p = draw_few(jax.random.clone(key), shares, num_backward)
-        few = terms(params, q, jax.tree.map(lambda a: a[drawn], z))
+        try:
+            few = terms(params, q, jax.tree.map(lambda a: a[drawn], z))
+        except ValueError as error:  # not of all k, so it is their number
+            raise ValueError(f"num_backward is {num_backward}: {error}") from error
 
         def with_gradient(every: Array, few: Array) -> Array:
             weight = jnp.expand_dims(1 / p, range(1, few.ndim))
@@ -53,22 +58,24 @@ def of_few(
 def draw_few(key: Key, shares: Array, num: int) -> tuple[Array, Array]:
     """`num` different indices into shares [k], and the probability of each, [num].
 
-    i is drawn with p_i = min(1, shares_i / c), c such that these add up to num: large
+    i is drawn with p_i = min(1, shares_i / t), t such that these add up to num: large
     shares are always drawn, the others in proportion. With shares_i / p_i for the drawn
     and 0 for the others, that has each share as its mean, and of all ways to have it
-    with num entries the least squared error. Shares are positive, num is below k.
+    with num entries the least squared error. Shares are positive, num is below k;
+    where rounding adds up, at k = 50,000, an index may come twice.
     Ref: Fearnhead & Clifford 2003, doi:10.1111/1467-9868.00421.
     """
     shares = shares.astype(jnp.promote_types(shares.dtype, jnp.float32))
     # The j largest are drawn for sure, and num - j of the rest, for the first j at
     # which the largest of the rest has a probability of at most 1.
     falling = jnp.sort(shares, descending=True)
-    rest = jnp.cumsum(falling[::-1])[::-1][:num]
-    c = rest / (num - jnp.arange(num))
-    c = c[jnp.argmax(falling[:num] <= c)]
-    p = jnp.minimum(1.0, shares / c)
+    rest = jax.lax.cumsum(falling, reverse=True)[:num]
+    t = rest / (num - jnp.arange(num))
+    t = t[jnp.argmax(falling[:num] <= t)]
+    p = jnp.minimum(1.0, shares / t)
     # Points at distance 1 on the line of the p, end to end: none of these has two.
     points = jax.random.uniform(key) + jnp.arange(num)
-    drawn = jnp.searchsorted(jnp.cumsum(p), points, side="right", method="compare_all")
+    ends = jnp.cumsum(p)
+    drawn = jnp.searchsorted(ends, points, side="right", method="scan_unrolled")
     drawn = jnp.minimum(drawn, shares.size - 1)  # the p add up to num but for rounding
     return drawn, p[drawn]

@@ -17,6 +17,7 @@ its expectation).
 | `paired(q_bound, ...)` | as its estimator | any two | one bound for p, another for q |
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -284,11 +285,23 @@ def paired(q_bound: Bound, estimator: Estimator) -> Estimator:
     Ref: Rainforth et al. 2018, arXiv:1802.04537, section 4.
     """
 
-    def both(bound, terms, params, q, z, *, beta=1.0):
-        log_w = _log_weights(terms, beta)
-        generative = bound(log_w(params, stop_gradient(q), stop_gradient(z)))
-        fixed = stop_gradient(params)
-        inference = estimator(q_bound, terms, fixed, q, z, beta=beta)
-        return with_gradient_of(generative, generative + inference)
+    return functools.partial(climb_two, q_bound, estimator)
 
-    return both
+
+def climb_two(
+    q_bound: Bound,
+    estimator: Estimator,
+    bound: Bound,
+    terms: TermsFn,
+    params: Params,
+    q: Distribution,
+    z: Latents,
+    *,
+    beta: float | Array = 1.0,
+) -> Array:
+    """What `paired` returns, with its arguments before an estimator's."""
+    log_w = _log_weights(terms, beta)
+    generative = bound(log_w(params, stop_gradient(q), stop_gradient(z)))
+    fixed = stop_gradient(params)
+    inference = estimator(q_bound, terms, fixed, q, z, beta=beta)
+    return with_gradient_of(generative, generative + inference)

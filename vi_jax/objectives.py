@@ -1,6 +1,7 @@
 """From a model, a bound and an estimator to a loss that the trainer can minimise."""
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,11 +51,11 @@ def per_example(
     """The bound of one example [], with the estimator's gradient, and its Terms [k].
 
     The encoder runs once, whatever num_samples. `baseline(params, x)` is for
-    `estimators.score`. `num_backward` samples at most have a backward pass, of a
+    `estimators.score`. At most `num_backward` samples have a backward pass, of a
     gradient with the same mean (`backward.of_few`); by default all.
     Raises ValueError where num_samples or num_backward is below 1, where
     `analytic_terms` meets anything but the ELBO with `reparam`, a baseline another
-    estimator, num_backward `enumeration`, or where the bound is no scalar.
+    estimator, num_backward `enumeration` or `paired`, or where the bound is no scalar.
     """
     if baseline is not None:
         if estimator is not estimators.score:
@@ -62,10 +63,8 @@ def per_example(
         estimator = functools.partial(estimator, baseline=baseline(params, x))
     if num_samples < 1:
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
-    if num_backward is not None and num_backward < 1:
-        raise ValueError(f"num_backward must be at least 1, got {num_backward}")
-    if num_backward is not None and estimator is estimators.enumeration:
-        raise ValueError("`enumeration` has no samples: leave num_backward out")
+    if num_backward is not None:
+        _check_few(operator.index(num_backward), estimator)
     if terms is analytic_terms and not (
         bound is bounds.elbo and estimator is estimators.reparam
     ):
@@ -95,6 +94,19 @@ def per_example(
     return value, stop_gradient(terms_of_x(params, q, z))
 
 
+def _check_few(num_backward: int, estimator: Estimator) -> None:
+    if num_backward < 1:
+        raise ValueError(
+            f"num_backward (backward_k) must be at least 1, got {num_backward}"
+        )
+    of_other_weights = (estimators.enumeration, estimators.climb_two)
+    if getattr(estimator, "func", estimator) in of_other_weights:
+        raise ValueError(
+            "num_backward draws samples by their weight in the bound, and "
+            "`enumeration` and `paired` weigh by something else: leave it out"
+        )
+
+
 def batch_loss(
     model: Model | Conditional,
     *,
@@ -117,9 +129,9 @@ def batch_loss(
     `bound` (the one being raised), `elbo` (beta = 1), `rate` (KL), `distortion`, and
     `ess`, the effective sample size of the k weights.
     `num_backward` (m) lets at most so many of the k samples of an example through the
-    backward pass, at no bias. Log-weights that are as uneven as those of trained VAEs
-    need few: m = 5 of k = 50 on MNIST has 1.01 times the variance in 0.6 of the time.
-    Of even ones, as the ELBO's, fewer samples are worth as much.
+    backward pass, at no bias, and `terms` and a mesh must divide m as they do k. IWAE's
+    weights are so uneven that few will do (`experiments.few_backward`); where they are
+    even, as the ELBO's, take fewer samples: m of k are then no better than k = m.
     `accumulate` takes the batch in as many parts, one after another, and adds up their
     gradients: memory holds one part, and the numbers are those of the whole batch. By
     default, on CPU, as many as keep a part to 2,500 samples, which stay in its cache.

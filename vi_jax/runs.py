@@ -65,7 +65,7 @@ def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
     with exclusive(folder):
         if path.exists():
             stored = _read_knobs(path)
-            _require_same(folder, stored, json.loads(json.dumps(asked)))
+            _require_same(folder, stored, json.loads(json.dumps(asked)), type(knobs))
             _require_same_files(folder, stored, asked["files"])
         elif sharding.is_first():
             _require_new(folder)
@@ -114,11 +114,11 @@ def once(folder: Path, experiment: str, knobs, work: Callable[[], dict]) -> dict
     return result
 
 
-def _require_same(folder: Path, old: dict, new: dict) -> None:
+def _require_same(folder: Path, old: dict, new: dict, knobs_class: type) -> None:
     if not isinstance(old.get("knobs"), dict):
         raise ValueError(f"{folder}/knobs.json is damaged: pass another --run-dir")
     flat = lambda d: {"experiment": d.get("experiment"), **d["knobs"]}
-    before, now = flat(old), flat(new)
+    before, now = {**_defaults(knobs_class), **flat(old)}, flat(new)
     changed = [k for k in {**before, **now} if before.get(k) != now.get(k)]
     if changed:
         lines = [f"  {k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed]
@@ -127,6 +127,13 @@ def _require_same(folder: Path, old: dict, new: dict) -> None:
             + "\n".join(lines)
             + "\npass the same knobs to go on with it, or another --run-dir"
         )
+
+
+def _defaults(knobs_class: type) -> dict:
+    """By name, as JSON has them: what a run has of a knob that is younger than it."""
+    fields = dataclasses.fields(knobs_class)
+    found = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(found))
 
 
 def _require_same_files(folder: Path, stored: dict, now: dict[str, str]) -> None:
@@ -155,6 +162,7 @@ def _digests(knobs: dict) -> dict[str, str]:
 def read_knobs(folder: Path, experiment: str, knobs_class):
     """The knobs of a run folder, as an instance of knobs_class.
 
+    A knob that is younger than the run has its default.
     Raises FileNotFoundError where there is no run, ValueError where it is of another
     experiment, its knobs.json is damaged, or a file that a knob names (the data) is no
     longer that of the run.
@@ -169,8 +177,13 @@ def read_knobs(folder: Path, experiment: str, knobs_class):
         )
     values = stored.get("knobs")
     hints = typing.get_type_hints(knobs_class)
-    if not isinstance(values, dict) or set(values) != set(hints):
+    if not isinstance(values, dict):
         raise ValueError(f"{path} does not hold the knobs of {experiment}")
+    values = {**_defaults(knobs_class), **values}
+    if other := sorted(values.keys() ^ hints.keys()):
+        raise ValueError(
+            f"{path} does not hold the knobs of {experiment}, which differ in {other}"
+        )
     for name, hint in hints.items():
         if not _fits(values[name], hint):
             raise ValueError(f"{path}: {name} is {values[name]!r}, which it cannot be")

@@ -65,18 +65,18 @@ def check_fits(what: str, values: np.ndarray) -> None:
     around, and floats above 3.4e38 are infinite.
     """
     kind = values.dtype.kind
-    if kind not in "iuf" or values.dtype.itemsize < 8:
+    if kind not in "iuf" or values.dtype.itemsize < 8 or not values.size:
         return
+    low, high = values.min(), values.max()
+    if not np.isfinite([low, high]).all():  # only then, for it takes a copy
+        finite = values[np.isfinite(values)]
+        low, high = finite.min(initial=0), finite.max(initial=0)
     info = np.finfo if kind == "f" else np.iinfo
     kept = info(jax.dtypes.canonicalize_dtype(values.dtype))
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return
-    low, high = finite.min(), finite.max()
     if low < kept.min or high > kept.max:
         raise ValueError(
             f"{what} has numbers from {low} to {high}, which do not fit {kept.dtype}: "
-            "number or scale them anew, or set jax_enable_x64"
+            "renumber integers, rescale floats, or set jax_enable_x64"
         )
 
 
