@@ -9,6 +9,11 @@ parameters, on the same batches, with the same draws of x and z. Then, at the pa
 of the run with all samples: the variance of the gradient of one batch (over x, z and
 the choice of the few), summed over the encoder and over the decoder, over that of all.
 With --run-dir so at the parameters of a run of `mnist_iwae`, which is trained longer.
+
+Expect with 5 of 50 a variance of 1.00 times that of all for the encoder, and for the
+decoder 1.002 after 1,000 steps (effective sample size 1.9) and 1.028 in the model of
+`iwae_table` (3.0), at 1.38 times the steps a second; with 1 of 50, which Burda et al.
+2016 propose, 1.29 and 2.16 at 1.69 times. 15 minutes on 2 cores.
 """
 
 from pathlib import Path
@@ -99,7 +104,7 @@ def table_of_variances(found: dict[int, dict]) -> str:
 
 
 def main(
-    steps: int = 2000,
+    steps: int = 1000,
     seeds: int = 3,
     num_test: int = 1000,
     draws: int = 200,
