@@ -1,7 +1,7 @@
 """IWAE on dynamically binarized MNIST (Burda et al. 2016, arXiv:1509.00519, table 1).
 
     python -m experiments.mnist_iwae --k 1 --run-dir runs/iwae1
-    python -m experiments.mnist_iwae --k 50 --run-dir runs/iwae50
+    python -m experiments.mnist_iwae --k 50 --backward-k 5 --run-dir runs/iwae50
 
 Architecture of the paper: 784-200-200-50, tanh, one stochastic layer of 50, output bias
 from the training mean. Unlike the paper: 200 epochs of Adam with a cosine instead of
