@@ -58,7 +58,7 @@ def with_few(setup: Setup) -> Iterator[float]:
 
 
 def has(name: str, k: int) -> bool:
-    """Whether a contender does k samples: flax's example has one."""
+    """Whether a contender does k samples: flax's example has one, few are of more."""
     return {"flax": k == 1, "vi_jax, few": k > 2}.get(name, True)
 
 

@@ -26,13 +26,12 @@ import tyro
 from experiments import benchmark_step, mnist_iwae
 from experiments.benchmark import machine
 from experiments.precision import BATCH, NUM_SAMPLES, bounds_of, in_turns
-from vi_jax import bounds, estimators, objectives, runs, training
-from vi_jax.checkpoints import open_checkpoints
-from vi_jax.commands import clear_errors
+from vi_jax import bounds, estimators, objectives, runs
+from vi_jax.commands import clear_errors, opened
 from vi_jax.cpu import for_cpu
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.evaluation import gradient_moments
-from vi_jax.experiment import initial_state
+from vi_jax.experiment import Experiment
 from vi_jax.model import Model
 from vi_jax.types import LossFn, Params
 
@@ -78,16 +77,21 @@ def variances(model: Model, params: Params, data: ImageData, draws: int) -> dict
     return {num: of_few(num) for num in NUMS}
 
 
-def trained(run_dir: Path) -> tuple[Model, Params]:
-    """The model of a run of `mnist_iwae` with one layer, and its last parameters."""
-    knobs = runs.read_knobs(run_dir, "mnist_iwae", mnist_iwae.Knobs)
-    experiment = mnist_iwae.build(knobs)
-    with runs.exclusive(run_dir):
-        checkpoints = open_checkpoints(run_dir / "checkpoints")
-        state = checkpoints.restore(initial_state(experiment), "last")
-    if state is None:
-        raise FileNotFoundError(f"{run_dir} has no checkpoint")
-    return experiment.model, training.averaged_params(state)
+def of_run(folder: Path) -> Experiment:
+    return mnist_iwae.build(runs.read_knobs(folder, "mnist_iwae", mnist_iwae.Knobs))
+
+
+def table_of_runs(speeds: dict[int, list], iwae: dict[int, list]) -> str:
+    lines = ["samples  steps/s          IWAE of test images, less that of all (se)"]
+    for num in NUMS:
+        ratio = np.median(np.divide(speeds[num], speeds[NUM_SAMPLES]))
+        gain = np.subtract(iwae[num], iwae[NUM_SAMPLES])
+        stderr = np.std(gain, ddof=1) / len(gain) ** 0.5
+        lines.append(
+            f"{num:>5}  {np.median(speeds[num]):6.1f} ({ratio:.2f})  "
+            f"{np.mean(iwae[num]):.2f}, {gain.mean():.2f} ({stderr:.2f})"
+        )
+    return "\n".join(lines)
 
 
 def table_of_variances(found: dict[int, dict]) -> str:
@@ -118,12 +122,12 @@ def main(
         seeds: Runs of each, 2 or more.
         num_test: Test images whose bounds are compared.
         draws: Gradients that a variance is of, a multiple of 10.
-        run_dir: Folder of a run of mnist_iwae to measure gradients at, too.
+        run_dir: Folder of a run of mnist_iwae, one layer, to measure gradients at, too.
         out: Folder of few_backward.json.
     """
     data = image_data("mnist", binarize="dynamic", batch_size=BATCH, seed=0)
     model = benchmark_step.vae()
-    of_longer = trained(run_dir) if run_dir else None
+    of_longer = opened(run_dir, of_run) if run_dir else None
     x = (data.test[:num_test] > 0).astype("f")
     shape = (num_test, NUM_SAMPLES, benchmark_step.LATENTS)
     eps = np.random.default_rng(0).standard_normal(shape, "f")
@@ -139,15 +143,7 @@ def main(
             iwae[num].append(float(values[:, 1].mean()))
         of_all = by_num[NUM_SAMPLES].params
         measured = measured or variances(model, of_all, data, draws)
-    print("samples  steps/s          IWAE of test images, less that of all (se)")
-    for num in NUMS:
-        ratio = np.median(np.divide(speeds[num], speeds[NUM_SAMPLES]))
-        gain = np.subtract(iwae[num], iwae[NUM_SAMPLES])
-        stderr = np.std(gain, ddof=1) / len(gain) ** 0.5
-        print(
-            f"{num:>5}  {np.median(speeds[num]):6.1f} ({ratio:.2f})  "
-            f"{np.mean(iwae[num]):.2f}, {gain.mean():.2f} ({stderr:.2f})"
-        )
+    print(table_of_runs(speeds, iwae))
     record = {
         "machine": machine(),
         **{"k": NUM_SAMPLES, "steps": steps, "seeds": seeds, "num_test": num_test},
@@ -157,7 +153,8 @@ def main(
     }
     print(table_of_variances(measured))
     if of_longer:
-        longer = variances(*of_longer, data, draws)
+        experiment, params = of_longer
+        longer = variances(experiment.model, params, data, draws)
         record["variance"][run_dir.name] = longer
         print(run_dir, table_of_variances(longer), sep="\n")
     out.mkdir(parents=True, exist_ok=True)

@@ -35,8 +35,8 @@ With all 50, 155 epochs of which 110 with 5 samples gave 84.95. Of no use (in
 `mnist_vae`'s setting): averaged parameters, KL annealing.
 
 Expect of the IWAE objective 85.74 (k = 1) and 85.27 (k = 5) nats after 20 and 48
-minutes on one core, 84.39 (k = 50) after 71 on two; and with two layers 82.97 (k = 50)
-after 110 on one, by the 155 epochs with all 50, for now.
+minutes on one core, 84.39 (k = 50) after 71 on two, other programs beside; and with two
+layers 82.97 (k = 50) after 110 on one, by the 155 epochs with all 50, for now.
 """
 
 import dataclasses

@@ -102,11 +102,10 @@ def test_value_and_mean_of_the_gradient_are_those_of_all(bound, estimator):
     assert np.max(abs(tree_z_scores(draws, truth))) < 4.5
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.2])
-def test_uneven_weights_need_few_samples_and_even_ones_all(beta):
+def test_uneven_weights_need_few_samples_and_even_ones_all():
     """The variance with 5 of 50, over that with all 50, of 4,000 gradients.
 
-    IWAE where 2 to 5 samples count; and the ELBO, of which 5 samples are just 5.
+    IWAE where 2 to 3 samples count; and the ELBO, of which 5 samples are just 5.
     """
     params, x = wrong_params(), jnp.array(X, float)
     params["q"]["offset"] = params["q"]["offset"] + jnp.array([2.5, -2.5])
@@ -114,18 +113,18 @@ def test_uneven_weights_need_few_samples_and_even_ones_all(beta):
 
     def variance(bound, num_backward):
         def value(params, key):
-            how = {"num_samples": 50, "num_backward": num_backward, "beta": beta}
+            how = {"num_samples": 50, "num_backward": num_backward}
             return per_example(WRONG, params, key, x, bound=bound, **how)
 
         grads, terms = quick_jit(jax.vmap(jax.grad(value, has_aux=True), (None, 0)))(
             params, jax.random.clone(keys)
         )
-        log_w = jax.vmap(jax.vmap(lambda t: log_weight(t, beta)))(terms)
+        log_w = jax.vmap(jax.vmap(log_weight))(terms)
         ess = jnp.mean(jax.vmap(effective_sample_size)(log_w))
         return sum(np.var(a, 0).sum() for a in jax.tree.leaves(grads)), ess
 
     of_all, ess = variance(bounds.iwae, None)
-    assert 1.5 < ess < 6
+    assert 1.5 < ess < 3.5
     assert 1 < variance(bounds.iwae, 5)[0] / of_all < 1.05
     assert 8 < variance(bounds.elbo, 5)[0] / variance(bounds.elbo, None)[0] < 12
 
@@ -181,6 +180,26 @@ def test_the_gradient_in_beta_is_that_of_all_samples():
     slope = lambda num_backward: jax.grad(value)(0.7, num_backward)
     np.testing.assert_allclose(slope(3), slope(None), rtol=1e-5)
     assert abs(slope(None)) > 0.01
+
+
+def test_the_few_are_those_of_the_tempered_weights():
+    """At beta = 0 one of the 3 samples counts, at beta = 1 the two others."""
+    z = jnp.arange(3.0)
+
+    def terms(params, q, z):
+        first = z == 0
+        log_lik = jnp.where(first, 0.0, -50.0) + params * (1 + z)
+        return Terms(log_lik, jnp.where(first, -60.0, 0.0), jnp.zeros_like(z))
+
+    def slope(key, beta):
+        few = backward.of_few(terms, bounds.iwae, key, num_backward=1, beta=beta)
+        of = functools.partial(estimators.reparam, bounds.iwae, few, beta=beta)
+        return jax.grad(lambda params: of(params, Normal(0.0, 1.0), z))(0.0)
+
+    slopes = jax.vmap(slope, (0, None))
+    keys = jax.random.split(jax.random.key(0), 200)
+    np.testing.assert_allclose(slopes(keys, 0.0), 1.0, rtol=1e-5)
+    assert {*np.asarray(slopes(jax.random.clone(keys), 1.0)).round(2)} == {2.0, 3.0}
 
 
 def test_of_enough_samples_nothing_is_drawn():

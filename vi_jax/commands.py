@@ -122,14 +122,20 @@ Args:
     }
 
 
-def _open(run: _Run, read: Read) -> tuple[Experiment, Params]:
-    experiment = read(run.run_dir)
+def opened(
+    run_dir: Path, read: Read, checkpoint: Which = "last"
+) -> tuple[Experiment, Params]:
+    """The experiment of a run folder, as `read` has it, and the trained parameters.
+
+    Raises FileNotFoundError where there is no such checkpoint, and what `read` raises.
+    """
+    experiment = read(run_dir)
     # Opening checkpoints tidies up, which a run that is being trained must not see.
-    with runs.exclusive(run.run_dir):
-        checkpoints = open_checkpoints(run.run_dir / "checkpoints")
-        state = checkpoints.restore(initial_state(experiment), run.checkpoint)
+    with runs.exclusive(run_dir):
+        checkpoints = open_checkpoints(run_dir / "checkpoints")
+        state = checkpoints.restore(initial_state(experiment), checkpoint)
     if state is None:
-        raise FileNotFoundError(f"{run.run_dir} has no {run.checkpoint} checkpoint")
+        raise FileNotFoundError(f"{run_dir} has no {checkpoint} checkpoint")
     return experiment, averaged_params(state)
 
 
@@ -145,7 +151,7 @@ def _evaluate(
         num_samples: Importance samples per image.
         mesh: Devices to split the images over: two numbers, whose product counts.
     """
-    experiment, params = _open(run, read)
+    experiment, params = opened(run.run_dir, read, run.checkpoint)
     experiment = _on_mesh(experiment, mesh)
     file = run.run_dir / f"evaluation-{run.checkpoint}-{num_samples}.json"
     unfinished = file.with_suffix(".partial.npz")
@@ -173,7 +179,7 @@ def _anneal(
         num_steps: Temperatures between the prior and the posterior.
         num_chains: Chains per image.
     """
-    experiment, params = _open(run, read)
+    experiment, params = opened(run.run_dir, read, run.checkpoint)
     result = diagnosis.annealed(
         experiment,
         params,
@@ -197,7 +203,7 @@ def _gaps(
         num_images: The first of the test images.
         num_samples: Importance samples per image.
     """
-    experiment, params = _open(run, read)
+    experiment, params = opened(run.run_dir, read, run.checkpoint)
     result = diagnosis.gaps(
         experiment, params, num_images=num_images, num_samples=num_samples
     )
@@ -220,7 +226,7 @@ def _sample(
     _check_sizes({"num": num, "seed": seed})
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
-    experiment, params = _open(run, read)
+    experiment, params = opened(run.run_dir, read, run.checkpoint)
     file = run.run_dir / f"samples-{run.checkpoint}-{num}-seed{seed}.png"
     runs.write_picture(file, sample_figure(experiment, params, num=num, seed=seed))
     print(file)
@@ -242,7 +248,7 @@ def _interpolate(
     """
     if rows < 1 or points < 2:
         raise ValueError(f"needed: rows >= 1, points >= 2, got {rows}, {points}")
-    experiment, params = _open(run, read)
+    experiment, params = opened(run.run_dir, read, run.checkpoint)
     file = run.run_dir / f"interpolations-{path}-{run.checkpoint}-{rows}x{points}.png"
     chosen = {"spherical": model.spherical, "linear": model.linear}[path]
     how = {"rows": rows, "points": points, "path": chosen}
