@@ -80,6 +80,20 @@ def test_the_calibration_error_is_that_of_its_definition():
     np.testing.assert_allclose(got, one_bin, atol=1e-12)
 
 
+def test_the_calibration_error_knows_no_order_of_equal_confidences():
+    """90% right at a confidence of 0.9, the right ones first: calibrated."""
+    probs, label = np.array([[0.9, 0.1]] * 9000), np.repeat([0, 1], [8100, 900])
+    np.testing.assert_allclose(expected_calibration_error(probs, label), 0, atol=1e-12)
+    several = RNG.choice([0.6, 0.7, 0.95], 300)
+    probs, label = np.stack([several, 1 - several], 1), RNG.integers(0, 2, 300)
+    sort = np.argsort(label, kind="stable")
+    errors = [
+        expected_calibration_error(probs[order], label[order])
+        for order in (np.arange(300), sort, sort[::-1])
+    ]
+    np.testing.assert_allclose(errors, errors[0])
+
+
 @pytest.mark.parametrize(
     "scores, label, options, message",
     [

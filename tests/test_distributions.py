@@ -184,6 +184,12 @@ def test_log_prob_of_another_shape_is_an_error():
             DISTRIBUTIONS[name].make().log_prob(jnp.zeros(()))
 
 
+@pytest.mark.parametrize("kind", [Normal, Gamma])
+def test_coordinates_of_a_wider_second_parameter_do_not_share_a_draw(kind):
+    with pytest.raises((ValueError, AssertionError), match="shape"):
+        kind(jnp.array(2.0), jnp.ones(3)).sample(jax.random.key(0))
+
+
 @pytest.mark.parametrize("logit", [1e4, -1e4])
 def test_bernoulli_is_finite_and_right_where_it_is_certain(logit):
     """0 for the certain outcome, -1e4 for the other, gradient x - sigmoid."""

@@ -193,6 +193,17 @@ def test_entropy_of_a_mixture_is_an_error_that_names_the_other_ways():
         divergences.entropy(DISTRIBUTIONS["mixture"].make())
 
 
+@pytest.mark.parametrize("logit", [-20.0, -10.0, 0.0, 3.0, 20.0, np.inf])
+def test_entropy_of_a_coin_keeps_its_digits_where_it_is_nearly_certain(logit):
+    p = special.expit([logit, -logit])
+    got = divergences.entropy(Bernoulli(jnp.array([logit, logit])))
+    np.testing.assert_allclose(got, 2 * special.entr(p).sum(), rtol=1e-6)
+    # dH/dl = -l sigmoid'(l)
+    slope = jax.grad(divergences.entropy)(Bernoulli(jnp.array(logit))).logits
+    expected = -logit * p.prod() if np.isfinite(logit) else 0.0
+    np.testing.assert_allclose(slope, expected, rtol=2e-6)
+
+
 def test_entropy_of_a_certain_class_is_zero_and_has_a_slope():
     certain = Categorical(jnp.array([0.0, -jnp.inf]))
     assert divergences.entropy(certain) == 0

@@ -142,6 +142,30 @@ def test_the_posterior_in_float32_bears_precise_data():
     np.testing.assert_allclose(tril @ tril.T, exact, 1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("columns, scale", [(100, 1e-2), (20, 1e-3), (5, 1e-4)])
+def test_the_marginal_in_float32_bears_small_noise(columns, scale):
+    """log p(x) and its slopes, against scipy and themselves in float64."""
+    rng = np.random.default_rng(3)
+    weight = rng.normal(size=(columns, 2))
+    p = Numbers(weight, rng.normal(size=columns), np.log(scale))
+    x = p.mean + weight @ rng.normal(size=2) + scale * rng.normal(size=columns)
+    model = linear_gaussian(2, noise="isotropic")
+
+    def found(x64):
+        with jax.enable_x64(x64):
+            log_px = lambda params: model.marginal(params).log_prob(jnp.array(x, float))
+            got = quick_jit(jax.value_and_grad(log_px))(p.params())
+            return jax.tree.map(np.asarray, got)
+
+    (value, slopes), (_, exact) = found(False), found(True)
+    log_px = stats.multivariate_normal(p.mean, p.covariance()).logpdf(x)
+    # What x, rounded to float32, says of the noise: 1e-7 beside 1e-4, squared.
+    np.testing.assert_allclose(value, log_px, atol=0.02)
+    for name, slope in exact.items():
+        error = np.max(abs(slopes[name] - slope)) / np.max(abs(slope))
+        assert error < 0.02, (name, error)
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_rotating_the_latents_leaves_the_marginal_as_it_is(noise):
     p = numbers(noise)

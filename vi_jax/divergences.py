@@ -119,7 +119,8 @@ def kl(q: Distribution, p: Distribution) -> Array:
     """KL(q || p) = E_q[log q - log p] in closed form, [] in nats.
 
     Gaussian pairs, Bernoulli and Categorical ones keep their relative accuracy where q
-    and p nearly agree; Gamma and Beta that of their largest term.
+    and p nearly agree; Gamma and Beta that of their largest term, so that with large
+    parameters it may come out below 0.
     Raises ValueError for a pair that has none, never falling back on samples, and for
     events of two shapes.
     """
@@ -147,7 +148,9 @@ def kl_monte_carlo(
 ) -> Estimate:
     """KL(q || p) as the mean of log q(z) - log p(z) over z ~ q, with its error, nats.
 
-    For any pair; the value may come out negative. Raises ValueError below 2 samples.
+    For any pair; the value may come out negative. Where q has mass that floats round
+    away, as `Beta` and `Gamma` with small parameters, its error is not in the stderr.
+    Raises ValueError below 2 samples.
     """
     if num_samples < 2:
         raise ValueError(f"an error needs at least 2 samples, got {num_samples}")
@@ -168,6 +171,12 @@ def _entropy_normal(d: Normal) -> Array:
 
 def _entropy_full_normal(d: FullNormal) -> Array:
     return jnp.sum(jnp.log(jnp.diagonal(d.scale_tril)) + 0.5 * (1 + LOG_2PI))
+
+
+def _entropy_bernoulli(d: Bernoulli) -> Array:
+    # Not -log_prob(mean): of a nearly certain coin the mean is rounded to 1.
+    size = jnp.minimum(abs(d.logits), jnp.finfo(d.logits.dtype).max)
+    return jnp.sum(jnp.log1p(jnp.exp(-size)) + size * jax.nn.sigmoid(-size))
 
 
 def _entropy_logits(d: Categorical | JointBernoulli) -> Array:
@@ -191,7 +200,7 @@ def _entropy_beta(d: Beta) -> Array:
 _ENTROPY: dict[type, Callable[..., Array]] = {
     Normal: _entropy_normal,
     FullNormal: _entropy_full_normal,
-    Bernoulli: lambda d: -d.log_prob(d.mean()),
+    Bernoulli: _entropy_bernoulli,
     Categorical: _entropy_logits,
     JointBernoulli: _entropy_logits,
     Gamma: _entropy_gamma,

@@ -49,6 +49,11 @@ def _num_samples(z: Latents) -> int:
     return jax.tree.leaves(z)[0].shape[0]
 
 
+def _is_mean(bound: Bound, k: int) -> bool:
+    """Whether it is known to be the mean of log_w: f' is constant, and f'' is 0."""
+    return bound is bounds.elbo or (bound is bounds.iwae and k == 1)
+
+
 def _log_weights(terms: TermsFn, beta: float | Array):
     """(params, q, z) -> log_w [k]."""
     one = lambda t: log_weight(t, beta)
@@ -85,17 +90,21 @@ def stl(
     """Sticking the landing: `reparam` without the score of q, whose mean is 0, [].
 
     The gradient vanishes, sample by sample, where q is the exact posterior. Unbiased
-    for the ELBO only, or k = 1. Raises ValueError for k > 1 and another function than
-    `bounds.elbo` itself, and where q is not pathwise.
+    for the ELBO, and for k = 1, where a bound that may bend in its log_w is left to
+    `dreg`. Raises ValueError for k > 1 and another function than `bounds.elbo` itself,
+    and where q is not pathwise.
     Ref: Roeder et al. 2017, arXiv:1703.09194.
     """
     _require_pathwise(q, "stl")
-    if bound is not bounds.elbo and _num_samples(z) > 1:
+    k = _num_samples(z)
+    if bound is not bounds.elbo and k > 1:
         raise ValueError(
             "`stl` is biased for multi-sample bounds other than the ELBO, and knows it "
             "as `bounds.elbo` itself only: pass that, or use `dreg`, which is its "
             "unbiased form for any bound"
         )
+    if not _is_mean(bound, k):
+        return dreg(bound, terms, params, q, z, beta=beta)
     return bound(_log_weights(terms, beta)(params, stop_gradient(q), z))
 
 
@@ -119,8 +128,8 @@ def dreg(
     Ref: Tucker et al. 2019, arXiv:1810.04152; Bauer & Mnih 2021, arXiv:2101.11046.
     """
     _require_pathwise(q, "dreg")
-    if bound is bounds.elbo or _num_samples(z) == 1:
-        # f' is constant and f'' is 0: the two passes below are one.
+    if _is_mean(bound, _num_samples(z)):
+        # The two passes below are one.
         return stl(bound, terms, params, q, z, beta=beta)
     log_w = _log_weights(terms, beta)
     at = stop_gradient(log_w(params, q, z))

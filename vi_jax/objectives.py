@@ -127,7 +127,8 @@ def batch_loss(
     `context(batch) -> c [n, ...]` makes of a `Conditional` the model of each example;
     `beta` is a function of batch["step"]. The metrics are means over the batch, nats:
     `bound` (the one being raised), `elbo` (beta = 1), `rate` (KL), `distortion`, and
-    `ess`, the effective sample size of the k weights.
+    `ess`, the effective sample size of the k weights (with `analytic_terms`, of
+    p(x | z) alone).
     `num_backward` (m) lets at most so many of the k samples of an example through the
     backward pass, at no bias, and `terms` and a mesh must divide m as they do k. IWAE's
     weights are so uneven that few will do: 5 of 50 have 1.03 times the variance at most
@@ -290,7 +291,8 @@ def penalised_loss(
 
     The penalty stands in place of the KL. The metrics are its own and those of
     `batch_loss`: `bound` is minus the loss and `elbo` the ELBO itself, by `terms`,
-    which by default are analytic where the KL has a closed form.
+    which by default are analytic where the KL has a closed form (`ess` is then that of
+    p(x | z) alone).
     Raises ValueError where num_samples is below 1, and from the loss where samples of
     the posterior carry no gradient.
     """

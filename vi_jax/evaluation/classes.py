@@ -47,7 +47,8 @@ def expected_calibration_error(
     """How far confidence is from accuracy, sum_b (n_b / n) |accuracy_b - confidence_b|.
 
     probs is [n, c], label [n]; the bins are of equally many examples, by the largest
-    probability, so that none is empty. It is above 0 by chance alone, by some
+    probability, so that none is empty; examples of equal confidence count alike, in
+    whatever order they come. It is above 0 by chance alone, by some
     0.3 / sqrt(n / num_bins). Raises ValueError where the shapes do not fit, a row is
     no distribution or num_bins is not in [1, n].
     Ref: Guo et al. 2017, arXiv:1706.04599; Nguyen & O'Connor 2015, arXiv:1508.05154
@@ -59,8 +60,11 @@ def expected_calibration_error(
     if not (np.all(probs >= 0) and np.allclose(probs.sum(1), 1, atol=1e-2)):
         raise ValueError("probs must be probabilities, rows that sum to 1: no logits")
     confidence, right = np.max(probs, 1), np.argmax(probs, 1) == label
-    by_confidence = np.argsort(confidence, kind="stable")
-    excess = (right - confidence)[by_confidence]
+    # Bins cut through ties, which would stand in the order of the data: each is given
+    # the accuracy of all.
+    _, group, size = np.unique(confidence, return_inverse=True, return_counts=True)
+    accuracy = (np.bincount(group, right) / size)[group]
+    excess = (accuracy - confidence)[np.argsort(confidence)]
     return float(
         sum(abs(b.sum()) for b in np.array_split(excess, num_bins)) / len(label)
     )

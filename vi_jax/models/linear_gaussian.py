@@ -76,6 +76,9 @@ def _likelihood(params: Params, z: Array) -> Normal:
 
 
 def _marginal(params: Params) -> FullNormal:
-    weight = params["weight"]
-    covariance = weight @ weight.T + jnp.diag(_noise(params) ** 2)
-    return FullNormal(params["mean"], jnp.linalg.cholesky(covariance))
+    # W W^T + N = R^T R, R from the QR decomposition of [W^T; N^1/2]: in the sum itself,
+    # small noise would be rounded away.
+    rows = jnp.concatenate([params["weight"].T, jnp.diag(_noise(params))])
+    upper = jnp.linalg.qr(rows, mode="r")
+    sign = jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0)
+    return FullNormal(params["mean"], upper.T * sign.astype(upper.dtype)[None])
