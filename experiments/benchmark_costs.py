@@ -210,4 +210,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         print(json.dumps(MEASUREMENTS[sys.argv[2]]()))
     else:
-        tyro.cli(main, description=__doc__)
+        tyro.cli(
+            main, prog="python -m experiments.benchmark_costs", description=__doc__
+        )

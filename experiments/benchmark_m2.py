@@ -186,4 +186,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    tyro.cli(main, prog="python -m experiments.benchmark_m2", description=__doc__)

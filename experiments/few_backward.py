@@ -31,7 +31,6 @@ from vi_jax.commands import clear_errors, opened
 from vi_jax.cpu import for_cpu
 from vi_jax.data.images import ImageData, image_data
 from vi_jax.evaluation import gradient_moments
-from vi_jax.experiment import Experiment
 from vi_jax.model import Model
 from vi_jax.types import LossFn, Params
 
@@ -75,10 +74,6 @@ def variances(model: Model, params: Params, data: ImageData, draws: int) -> dict
         return {**found, "ess": float(moments.mean.value["ess"])}
 
     return {num: of_few(num) for num in NUMS}
-
-
-def of_run(folder: Path) -> Experiment:
-    return mnist_iwae.build(runs.read_knobs(folder, "mnist_iwae", mnist_iwae.Knobs))
 
 
 def table_of_runs(speeds: dict[int, list], iwae: dict[int, list]) -> str:
@@ -127,7 +122,8 @@ def main(
     """
     data = image_data("mnist", binarize="dynamic", batch_size=BATCH, seed=0)
     model = benchmark_step.vae()
-    of_longer = opened(run_dir, of_run) if run_dir else None
+    of_iwae = "mnist_iwae", mnist_iwae.Knobs, mnist_iwae.build
+    of_longer = opened(run_dir, *of_iwae) if run_dir else None
     x = (data.test[:num_test] > 0).astype("f")
     shape = (num_test, NUM_SAMPLES, benchmark_step.LATENTS)
     eps = np.random.default_rng(0).standard_normal(shape, "f")
@@ -163,4 +159,4 @@ def main(
 
 if __name__ == "__main__":
     with clear_errors():
-        tyro.cli(main, description=__doc__)
+        tyro.cli(main, prog="python -m experiments.few_backward", description=__doc__)

@@ -125,4 +125,4 @@ def main(kills: int = 50, seed: int = 0, out: Path = Path("runs/kills")) -> None
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    tyro.cli(main, prog="python -m experiments.kills", description=__doc__)

@@ -192,4 +192,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    tyro.cli(main, prog="python -m experiments.precision", description=__doc__)

@@ -68,7 +68,8 @@ class Knobs:
     """beta of beta_vae and beta_tcvae, gamma of factor_vae, lambda of the others (the
     last capacity in nats of `capacity`); `vae` has none."""
     network: Literal["mlp", "conv", "broadcast"] = "broadcast"
-    """Two hidden layers, or four convolutions of stride 2 and a dense layer."""
+    """Two hidden layers, or four convolutions of stride 2 and a dense layer; broadcast:
+    two hidden layers to z, which the decoder sees at every place of the image."""
     hidden: int = 256
     """Width of the hidden or dense layers."""
     latents: int = 10

@@ -29,7 +29,7 @@ EVERYTHING = {
 MAY_IMPORT = {
     "types": set(),
     "math": {"types"},
-    "schedules": {"types"},
+    "schedules": {"types", "math"},
     "sharding": {"types"},
     "partial": {"runs"},
     "cpu": {"types"},

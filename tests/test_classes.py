@@ -32,6 +32,13 @@ def test_the_log_joints_of_an_exact_model_are_log_p_of_x_and_every_y():
     np.testing.assert_allclose(joints(exact_given, 1), expected, rtol=1e-5)
 
 
+def test_probabilities_are_no_log_prior():
+    with pytest.raises(ValueError, match=r"logarithms .* got \[0.5 0.2 0.3\]"):
+        class_log_joints(
+            exact_given, PRIOR, exact_params(), jax.random.key(0), jnp.array(X, float)
+        )
+
+
 def test_with_another_posterior_they_come_near_by_importance_sampling():
     """A posterior twice as wide as the prior: from 20,000 draws to 0.1 nats."""
 

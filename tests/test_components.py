@@ -345,6 +345,11 @@ def test_parts_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match="likelihood"):
         init(models.vae(prior, posterior, decoder), 2, 3)
     init(models.vae(prior, posterior, decoder), PIXELS)
+    bare = networks.mlp([4], PIXELS)
+    with pytest.raises(ValueError, match=r"the likelihood must make.*bernoulli\(net"):
+        init(models.vae(prior, posterior, bare), PIXELS)
+    with pytest.raises(ValueError, match=r"the posterior must make a distribution"):
+        init(models.vae(prior, bare, decoder), PIXELS)
 
 
 def test_init_draws_each_part_from_its_own_key():

@@ -452,12 +452,13 @@ def test_no_samples_is_an_error(k):
     ],
 )
 def test_the_analytic_kl_is_for_the_elbo_with_reparam(how):
-    with pytest.raises(ValueError, match="sampled_terms"):
-        per_example(
-            WRONG,
-            wrong_params(),
-            jax.random.key(0),
-            jnp.array(X, float),
-            terms=analytic_terms,
-            **how,
-        )
+    for terms in (analytic_terms, functools.partial(analytic_terms)):
+        with pytest.raises(ValueError, match="sampled_terms"):
+            per_example(
+                WRONG,
+                wrong_params(),
+                jax.random.key(0),
+                jnp.array(X, float),
+                terms=terms,
+                **how,
+            )

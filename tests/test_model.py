@@ -124,6 +124,14 @@ def test_log_weight_sums_over_groups_and_tempers_the_kl_alone():
     assert log_weight(terms, jnp.float32(4)) == -7 + 4 * difference
 
 
+def test_log_weight_of_several_samples_is_an_error():
+    """It would sum over the samples, as over groups of latents."""
+    many = Terms(jnp.zeros(5), jnp.zeros(5), jnp.zeros(5))
+    with pytest.raises(ValueError, match=r"one sample.*\(5,\).*jax\.vmap"):
+        log_weight(many)
+    assert jax.vmap(log_weight)(many).shape == (5,)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_analytic_elbo_is_the_mean_of_the_sampled_one(model):
     """By closed form, for 3 betas; and analytic terms leave log p(x | z) alone.

@@ -36,8 +36,14 @@ def batch_at(step):
 
 def test_a_bound_that_is_no_scalar_is_an_error():
     """Its mean over the batch would be another bound."""
-    loss = batch_loss(WRONG, preprocess=preprocess, bound=lambda log_w: log_w)
-    with pytest.raises(ValueError, match=r"array of shape \(1,\)"):
+    for estimator in (estimators.reparam, estimators.dreg):
+        how = {"bound": lambda log_w: log_w, "estimator": estimator}
+        loss = batch_loss(WRONG, preprocess=preprocess, num_samples=2, **how)
+        with pytest.raises(ValueError, match=r"a bound makes .* shape \(2,\)"):
+            loss(wrong_params(), jax.random.key(0), batch_at(0))
+    each = lambda bound, terms, params, q, z, *, beta: terms(params, q, z).log_lik
+    loss = batch_loss(WRONG, preprocess=preprocess, num_samples=2, estimator=each)
+    with pytest.raises(ValueError, match=r"an estimator makes .* shape \(2,\)"):
         loss(wrong_params(), jax.random.key(0), batch_at(0))
 
 

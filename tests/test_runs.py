@@ -211,6 +211,8 @@ def test_the_evaluation_is_that_of_each_image_and_drops_none(small, finished):
     found = evaluator(params, x)
     assert found.log_px.shape == (33,)
     assert sum(mask.sum() for _, mask in padded(x, batch_size=20)) == 33
+    with pytest.raises(ValueError, match=r"uint8.*float32.*over_examples"):
+        evaluator(params, (x / 255).astype(np.float32))
     other = make_evaluator(small_run.model, num_samples=9, chunk=4, batch_size=7)
     np.testing.assert_allclose(found.log_px, other(params, x).log_px, rtol=1e-5)
 
@@ -584,10 +586,24 @@ def test_help_explains_every_knob(capsys):
     with pytest.raises(SystemExit) as caught:
         commands.main("mnist_vae", mnist_vae.Knobs, mnist_vae.build, ["--help"])
     assert caught.value.code == 0
-    text = re.sub(r"\s+", " ", capsys.readouterr().out.replace("│", " "))
+    captured = capsys.readouterr().out
+    text = re.sub(r"\s+", " ", captured.replace("│", " "))
     for name in mnist_vae.Knobs.__dataclass_fields__:
         described = re.search(rf"--{name.replace('_', '-')} \S+ (\S.{{10}})", text)
         assert described, name
+    command = r"\n +python -m experiments\.mnist_vae"
+    assert len(re.findall(command, captured)) == 3  # each in a line of its own
+
+
+def test_a_run_can_be_opened_in_python(finished):
+    of = "mnist_vae", mnist_vae.Knobs, mnist_vae.build
+    opened, params = commands.opened(str(finished), *of)
+    result = runs.read_json(finished / "result.json")
+    measure = make_evaluator(opened.model, num_samples=result["num_samples"])
+    log_px = measure(params, opened.data.test).log_px
+    np.testing.assert_allclose(-log_px.mean(), result["nll"], rtol=1e-5)
+    with pytest.raises(FileNotFoundError, match="is no run folder"):
+        commands.opened(finished / "no", *of)
 
 
 def test_a_folder_whose_knobs_are_damaged_is_not_trained_in(small, tmp_path, capsys):
@@ -799,6 +815,18 @@ def test_a_loss_and_a_folder_of_ones_own_train(tmp_path):
         params, about = resumable.train(shorter, start, str(tmp_path))
         assert about["steps"] == num_steps
     assert params == pytest.approx(x.mean())
+    # Neither another seed's run, nor a longer one, is passed off as what is asked for.
+    for other, message in (
+        (plan._replace(seed=1), "a training with seed 0, not 1"),
+        (plan._replace(num_steps=6), "9 steps already, more than the 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resumable.train(other, start, tmp_path)
+    unnamed = plan._replace(validate=lambda params: {"score": 0.0})
+    with pytest.raises(ValueError, match="must give the score 'valid_bound'"):
+        resumable.train(unnamed, start, tmp_path / "unnamed")
+    with pytest.raises(ValueError, match="validate must be a function"):
+        resumable.check(plan._replace(validate=None), start.params)
 
 
 def test_kill_9_and_resume_is_bit_for_bit_the_run_that_never_stopped(

@@ -1,5 +1,7 @@
 """Models trained together against the same models trained alone."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import optax
 import pytest
 
 from vi_jax import (
+    bounds,
     likelihoods,
     models,
     networks,
@@ -16,7 +19,8 @@ from vi_jax import (
     sweep,
 )
 from vi_jax.data.batches import no_data
-from vi_jax.objectives import batch_loss
+from vi_jax.disentangling import beta_tc_loss
+from vi_jax.objectives import batch_loss, capacity_loss, free_bits_loss
 from vi_jax.training import fit, init_state
 
 VALUES = jnp.array([0.5, 1.0, 3.0])
@@ -97,6 +101,52 @@ def test_a_sweep_over_beta_is_that_of_its_schedules():
         one = sweep.one_of_all(first, i)
         _, alone = loss_of(beta)(one, jax.random.clone(key), batch)
         np.testing.assert_allclose(metrics["bound_each"][i], alone["bound"], rtol=1e-6)
+    assert len(np.unique(metrics["bound_each"])) == 3
+
+
+@pytest.mark.parametrize(
+    "of",
+    {
+        "renyi": lambda model, how, value: batch_loss(
+            model, bound=partial(bounds.renyi, alpha=value), num_samples=4, **how
+        ),
+        "ciwae": lambda model, how, value: batch_loss(
+            model, bound=partial(bounds.ciwae, mix=value), num_samples=4, **how
+        ),
+        "cubo": lambda model, how, value: batch_loss(
+            model, bound=partial(bounds.cubo, order=1 + value), num_samples=4, **how
+        ),
+        "free bits": lambda model, how, value: free_bits_loss(
+            model, free_bits=value, **how
+        ),
+        "capacity": lambda model, how, value: capacity_loss(
+            model, capacity=schedules.constant(2.0), gamma=value, **how
+        ),
+        "beta-TCVAE": lambda model, how, value: beta_tc_loss(
+            model, num_data=9, alpha=value, **how
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_any_number_of_a_loss_can_be_swept(of):
+    """Each value and slope as alone; renyi's last one by its other formula."""
+    model, x, _ = small_loss(schedules.constant())
+    rows = jnp.stack([x, 1 - x])
+    how = {"preprocess": lambda key, batch: rows}
+    loss_of = lambda value: of[1](model, how, value)
+    values = jnp.array([0.3, 0.9, 0.995])
+    first = sweep.init_of_all(lambda key: model.init(key, x), jax.random.key(0), 3)
+    batch, key = {"step": jnp.int32(0)}, jax.random.key(1)
+    every = jax.value_and_grad(sweep.loss_of_all(loss_of, values), has_aux=True)
+    (_, metrics), slopes = jax.jit(every)(first, key, batch)
+    for i, value in enumerate(values):
+        one = sweep.one_of_all(first, i)
+        alone = jax.jit(jax.value_and_grad(loss_of(float(value)), has_aux=True))
+        (_, expected), slope = alone(one, jax.random.clone(key), batch)
+        got = metrics["bound_each"][i]
+        np.testing.assert_allclose(got, expected["bound"], rtol=2e-6)
+        close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+        jax.tree.map(close, sweep.one_of_all(slopes, i), slope)
     assert len(np.unique(metrics["bound_each"])) == 3
 
 

@@ -126,7 +126,7 @@ def test_wrong_sentences_and_sizes_are_errors():
         ("--eval-samples 0", "eval_samples must be at least 1"),
         ("--batch-size 0", "a batch_size of at least 1, got 8.0 and 0"),
         ("--batch-size 500", "batch_size is 500"),
-        ("--epochs nan", "a finite number of epochs"),
+        ("--epochs nan", "epochs >= 0, not infinite"),
         ("--epochs 0", "at least 1 step"),
         ("--learning-rate 0", "learning_rate"),
         ("--cures none word_dropout --word-dropout 2", "word dropout must be in"),

@@ -97,6 +97,27 @@ def test_another_seed_is_another_run(whole):
     assert not np.allclose(whole.params["offset"], other.params["offset"])
 
 
+def test_parameters_of_weak_types_compile_no_second_step():
+    """As jnp.full(shape, 0.5), a number, or an optimizer's state may be."""
+    optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.01)
+    params = {"offset": jnp.full(3, 0.5), "scale": 1.0}
+    state = training.init_state(params, optimizer)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    dtypes = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    new, _ = trained(optimizer=optimizer, start=state, num_steps=20)
+    assert dtypes(new) == dtypes(state)
+    num = []
+
+    def loss(params, key, batch):
+        num.append(1)
+        return noisy_loss(params, key, batch)
+
+    trained(loss, optimizer=optimizer, start=state, num_steps=10)
+    once = len(num)
+    trained(loss, optimizer=optimizer, start=state, num_steps=30)
+    assert len(num) == 2 * once
+
+
 def test_fit_compiles_once_though_the_last_dispatch_is_shorter():
     traces = []
 
@@ -267,6 +288,13 @@ def test_a_dispatch_is_no_longer_than_the_run(monkeypatch):
     assert_same(state, trained(num_steps=5, scan_steps=5)[0])
 
 
+def test_an_average_within_another_transformation_is_an_error():
+    """What clips behind it would change the steps that it has averaged."""
+    optimizer = optax.chain(training.averaging(optax.adam(0.1), 0.9), optax.clip(1.0))
+    with pytest.raises(ValueError, match="outermost"):
+        training.averaged_params(training.init_state(PARAMS, optimizer))
+
+
 def test_without_averaging_the_last_parameters_are_used(whole):
     assert training.averaged_params(whole) is whole.params
 
@@ -290,7 +318,18 @@ def test_wrong_optimizer_settings_are_errors(options):
         training.adam(**{"learning_rate": 1e-3, "num_steps": 10, **options})
 
 
-@pytest.mark.parametrize("options", [{"scan_steps": 0}, {"max_skipped": 0}])
-def test_wrong_loop_settings_are_errors(options):
-    with pytest.raises(ValueError, match="at least 1"):
-        trained(**options)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"scan_steps": 0}, "at least 1"),
+        ({"max_skipped": 0}, "at least 1"),
+        ({"mesh": jax.make_mesh((1,), ("x",))}, r"\('x',\), which splits nothing"),
+    ],
+)
+def test_wrong_loop_settings_are_errors_of_the_call(options, message):
+    """Not only of its first step."""
+    state = training.init_state(PARAMS, optax.sgd(0.1))
+    with pytest.raises(ValueError, match=message):
+        training.fit(
+            noisy_loss, optax.sgd(0.1), state, STREAM, seed=0, num_steps=1, **options
+        )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.lax import stop_gradient
 
-from vi_jax.math import log_mean_exp
+from vi_jax.math import known, log_mean_exp
 from vi_jax.types import Array
 
 Bound = Callable[[Array], Array]
@@ -55,18 +55,19 @@ def renyi(log_w: Array, *, alpha: float) -> Array:
     and where it is not finite.
     Ref: Li & Turner 2016, arXiv:1602.02311.
     """
-    if alpha == 1:
+    if 1 in known(alpha):
         raise ValueError("renyi is undefined at alpha = 1, its limit: use bounds.elbo")
-    if not abs(alpha) <= float(jnp.finfo(jnp.float32).max):
+    if not all(abs(a) <= jnp.finfo(jnp.float32).max for a in known(alpha)):
         raise ValueError(f"alpha is {alpha}: it must be finite, in float32 too")
     log_w = _checked(log_w)
     plain = log_mean_exp((1 - alpha) * log_w) / (1 - alpha)
-    if abs(1 - alpha) > 0.01:
+    near = abs(1 - alpha) <= 0.01
+    if not all(known(near)):
         return plain
     # Near the ELBO the logarithm is near 0, and the division needs all of its digits.
     mean = stop_gradient(jnp.mean(log_w))
     scaled = (1 - alpha) * (log_w - mean)
-    small = jnp.all(abs(scaled) < 0.5)  # not where a sample is impossible
+    small = near & jnp.all(abs(scaled) < 0.5)  # not where a sample is impossible
     excess = jnp.mean(jnp.expm1(jnp.where(small, scaled, 0.0)))
     return jnp.where(small, mean + jnp.log1p(excess) / (1 - alpha), plain)
 
@@ -91,7 +92,7 @@ def ciwae(log_w: Array, *, mix: float) -> Array:
     log_w is [k]. Raises ValueError where mix is outside [0, 1].
     Ref: Rainforth et al. 2018, arXiv:1802.04537.
     """
-    if not 0 <= mix <= 1:
+    if not all(0 <= m <= 1 for m in known(mix)):
         raise ValueError(f"mix is {mix}: it must lie in [0, 1]")
     return mix * elbo(log_w) + (1 - mix) * iwae(log_w)
 
@@ -104,7 +105,7 @@ def cubo(log_w: Array, *, order: float = 2.0) -> Array:
     samples carry the second moment. Raises ValueError for an order of 1 or below.
     Ref: Dieng et al. 2017, arXiv:1611.00328.
     """
-    if not order > 1:
+    if not all(o > 1 for o in known(order)):
         raise ValueError(f"order is {order}: an upper bound needs one above 1")
     return renyi(log_w, alpha=1 - order)
 

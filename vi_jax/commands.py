@@ -41,8 +41,16 @@ def main(
     command = argv[0] if argv and argv[0] in commands else "train"
     rest = argv[1:] if argv and argv[0] in commands else argv
     program = f"python -m experiments.{name} {command}".removesuffix(" train")
+    about = None
+    if command == "train":
+        about = f"""{inspect.getdoc(sys.modules[knobs_class.__module__])}
+
+Other commands, on the folder of a run (each has its own --help):
+
+    python -m experiments.{name} evaluate|anneal|gaps|sample|interpolate --run-dir DIR
+"""
     with clear_errors():
-        tyro.cli(commands[command], prog=program, args=rest)
+        tyro.cli(commands[command], prog=program, description=about, args=rest)
 
 
 @contextlib.contextmanager
@@ -79,7 +87,8 @@ class _Run:
 
 
 Run = Annotated[_Run, tyro.conf.OmitArgPrefixes]
-Read = Callable[[Path], Experiment]
+Of = tuple[str, type, Callable[[Any], Experiment]]
+"""Of `main`: the experiment's name, its class of knobs, and what builds it of them."""
 
 
 def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
@@ -91,6 +100,16 @@ def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
         mesh: Size | None = None,
         join: tuple[str, int, int] | Literal["auto"] | None = None,
     ) -> None:
+        """Train, evaluate and draw.
+
+        Args:
+            run_dir: Folder of the run; the same command again goes on with it.
+            mesh: Devices to split the examples, and the samples of each, over: two
+                numbers.
+            join: Be one of several processes: HOST:PORT of the first, their number, and
+                the place of this one, from 0; or auto, on a TPU pod, in SLURM and in
+                Open MPI.
+        """
         _check_sizes(dataclasses.asdict(knobs))
         with _joined(join):
             experiment = _on_mesh(build(knobs), mesh)
@@ -98,20 +117,8 @@ def _commands(name: str, knobs_class: type, build) -> dict[str, Callable]:
             if sharding.is_first():
                 _print_result(result, run_dir)
 
-    train.__doc__ = f"""{inspect.getdoc(sys.modules[knobs_class.__module__])}
-
-Other commands, on the folder of a run (each has its own --help):
-python -m experiments.{name} evaluate|anneal|gaps|sample|interpolate --run-dir DIR
-
-Args:
-    run_dir: Folder of the run; the same command again goes on with it.
-    mesh: Devices to split the examples, and the samples of each, over: two numbers.
-    join: Be one of several processes: HOST:PORT of the first, their number, and the
-        place of this one, from 0; or auto, on a TPU pod, in SLURM and in Open MPI.
-"""
-
-    read = lambda run_dir: build(runs.read_knobs(run_dir, name, knobs_class))
-    on_run = lambda command: functools.partial(command, read, run=_Run(default_dir))
+    of = name, knobs_class, build
+    on_run = lambda command: functools.partial(command, of, run=_Run(default_dir))
     return {
         "train": train,
         "evaluate": on_run(_evaluate),
@@ -123,13 +130,21 @@ Args:
 
 
 def opened(
-    run_dir: Path, read: Read, checkpoint: Which = "last"
+    run_dir: str | Path,
+    name: str,
+    knobs_class: type,
+    build: Callable[[Any], Experiment],
+    checkpoint: Which = "last",
 ) -> tuple[Experiment, Params]:
-    """The experiment of a run folder, as `read` has it, and the trained parameters.
+    """The experiment of a run folder, and the trained parameters.
 
-    Raises FileNotFoundError where there is no such checkpoint, and what `read` raises.
+    opened("runs/mnist_vae", "mnist_vae", mnist_vae.Knobs, mnist_vae.build)
+
+    Raises FileNotFoundError where there is no such run or checkpoint, and ValueError as
+    `runs.read_knobs` does.
     """
-    experiment = read(run_dir)
+    run_dir = Path(run_dir)
+    experiment = build(runs.read_knobs(run_dir, name, knobs_class))
     # Opening checkpoints tidies up, which a run that is being trained must not see.
     with runs.exclusive(run_dir):
         checkpoints = open_checkpoints(run_dir / "checkpoints")
@@ -140,7 +155,7 @@ def opened(
 
 
 def _evaluate(
-    read: Read,
+    of: Of,
     run: Run,
     num_samples: int = 5000,
     mesh: Size | None = None,
@@ -151,7 +166,7 @@ def _evaluate(
         num_samples: Importance samples per image.
         mesh: Devices to split the images over: two numbers, whose product counts.
     """
-    experiment, params = opened(run.run_dir, read, run.checkpoint)
+    experiment, params = opened(run.run_dir, *of, run.checkpoint)
     experiment = _on_mesh(experiment, mesh)
     file = run.run_dir / f"evaluation-{run.checkpoint}-{num_samples}.json"
     unfinished = file.with_suffix(".partial.npz")
@@ -166,7 +181,7 @@ def _evaluate(
 
 
 def _anneal(
-    read: Read,
+    of: Of,
     run: Run,
     num_images: int = 100,
     num_steps: int = 1000,
@@ -179,7 +194,7 @@ def _anneal(
         num_steps: Temperatures between the prior and the posterior.
         num_chains: Chains per image.
     """
-    experiment, params = opened(run.run_dir, read, run.checkpoint)
+    experiment, params = opened(run.run_dir, *of, run.checkpoint)
     result = diagnosis.annealed(
         experiment,
         params,
@@ -192,7 +207,7 @@ def _anneal(
 
 
 def _gaps(
-    read: Read,
+    of: Of,
     run: Run,
     num_images: int = 100,
     num_samples: int = 5000,
@@ -203,7 +218,7 @@ def _gaps(
         num_images: The first of the test images.
         num_samples: Importance samples per image.
     """
-    experiment, params = opened(run.run_dir, read, run.checkpoint)
+    experiment, params = opened(run.run_dir, *of, run.checkpoint)
     result = diagnosis.gaps(
         experiment, params, num_images=num_images, num_samples=num_samples
     )
@@ -212,7 +227,7 @@ def _gaps(
 
 
 def _sample(
-    read: Read,
+    of: Of,
     run: Run,
     num: int = 100,
     seed: int = 0,
@@ -226,14 +241,14 @@ def _sample(
     _check_sizes({"num": num, "seed": seed})
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
-    experiment, params = opened(run.run_dir, read, run.checkpoint)
+    experiment, params = opened(run.run_dir, *of, run.checkpoint)
     file = run.run_dir / f"samples-{run.checkpoint}-{num}-seed{seed}.png"
     runs.write_picture(file, sample_figure(experiment, params, num=num, seed=seed))
     print(file)
 
 
 def _interpolate(
-    read: Read,
+    of: Of,
     run: Run,
     rows: int = 8,
     points: int = 10,
@@ -248,7 +263,7 @@ def _interpolate(
     """
     if rows < 1 or points < 2:
         raise ValueError(f"needed: rows >= 1, points >= 2, got {rows}, {points}")
-    experiment, params = opened(run.run_dir, read, run.checkpoint)
+    experiment, params = opened(run.run_dir, *of, run.checkpoint)
     file = run.run_dir / f"interpolations-{path}-{run.checkpoint}-{rows}x{points}.png"
     chosen = {"spherical": model.spherical, "linear": model.linear}[path]
     how = {"rows": rows, "points": points, "path": chosen}

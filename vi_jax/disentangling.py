@@ -16,6 +16,7 @@ from jax.lax import stop_gradient
 
 from vi_jax.distributions import Normal
 from vi_jax.divergences import kl
+from vi_jax.math import known
 from vi_jax.model import Model, sampled_terms
 from vi_jax.objectives import EncodedBatch, penalised_loss
 from vi_jax.total_correlation import (
@@ -331,10 +332,10 @@ def _check_batch(encoded: EncodedBatch) -> None:
 
 def _check_weights(**weights: float) -> None:
     for name, value in weights.items():
-        if not 0 <= value < float("inf"):
+        if not all(0 <= v < float("inf") for v in known(value)):
             raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
+    if not all(0 < v < float("inf") for v in known(value)):
         raise ValueError(f"{name} must be positive and finite, got {value}")

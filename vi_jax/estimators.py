@@ -247,7 +247,12 @@ def straight_through(
     """The gradient of a relaxed coin at the value of the hard one: biased, [].
 
     The value is the bound; the bias of the gradient falls, and its variance rises, with
-    the temperature of q. Raises ValueError where q is not straight-through.
+    the temperature of q. A posterior of such coins is
+
+    Component(net.init, lambda params, x: StraightThroughBernoulli(
+        net.apply(params, x), jnp.float32(0.5)))
+
+    Raises ValueError where q is not straight-through.
     Ref: Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017, arXiv:1611.00712.
     """
     if not isinstance(q, StraightThroughBernoulli):

@@ -34,7 +34,7 @@ def make_evaluator(
     """(params, x uint8 [n, D], contexts [n, ...] or None) -> LogLikelihood, [n] each.
 
     x are images of bytes, and the model sees x / 255: for an x that it is to see as it
-    is, see `over_examples`.
+    is, see `over_examples`. The call raises ValueError for another dtype.
     Compiled once. The draws of an example depend on its place and EVALUATION_SEED, on
     nothing else. batch_size x chunk rows go through the decoder at a time, on every
     device of the mesh: examples are split over both of its axes, since they need no
@@ -54,6 +54,11 @@ def over_images(one: Callable[[Params, Key, Array, Array | None], Any], **how):
     """`over_examples` of images [n, D] of bytes, of which `one` sees pixel / 255."""
 
     def of_bytes(params: Params, key: Key, x: Array, c: Array | None):
+        if x.dtype != jnp.uint8:
+            raise ValueError(
+                f"images are of bytes, uint8, which are divided by 255, got {x.dtype}: "
+                "for rows that are seen as they are use `evaluator.over_examples`"
+            )
         return one(params, key, x.astype(jnp.float32) / 255, c)
 
     return over_examples(of_bytes, **{"unit": "image", **how})

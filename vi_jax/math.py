@@ -7,6 +7,11 @@ from jax.lax import stop_gradient
 from vi_jax.types import Array
 
 
+def known(*values: float | Array) -> list:
+    """Those that have a value yet: what `vmap` or `jit` traces has none."""
+    return [value for value in values if not isinstance(value, jax.core.Tracer)]
+
+
 def log_mean_exp(a: Array, axis: int = -1) -> Array:
     """log mean exp(a) along one axis, without overflow."""
     return jax.nn.logsumexp(a, axis=axis) - jnp.log(a.shape[axis])

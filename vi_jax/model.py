@@ -55,8 +55,15 @@ def log_weight(terms: Terms, beta: float | Array = 1.0) -> Array:
     """log w = log p(x | z) + beta (log p(z) - log q(z | x)), [].
 
     beta = 1 gives bounds on log p(x); any other beta tempers the KL term, which makes
-    every bound its beta version. Ref: Higgins et al. 2017 (beta-VAE).
+    every bound its beta version. Raises ValueError for the terms of several samples.
+    Ref: Higgins et al. 2017 (beta-VAE).
     """
+    if jnp.ndim(terms.log_lik):
+        # Their samples would be taken for groups of latents, and summed.
+        raise ValueError(
+            f"log_weight takes the terms of one sample, and log_lik has the shape "
+            f"{jnp.shape(terms.log_lik)}: use jax.vmap over the samples"
+        )
     chex.assert_equal_shape([terms.log_prior, terms.log_post])
     return terms.log_lik + beta * jnp.sum(terms.log_prior - terms.log_post)
 
@@ -156,7 +163,8 @@ def interpolate(
     """Decode a path between the posterior means of two examples, [num_points, ...].
 
     `path` is `linear` or `spherical`. The first and last points are the
-    reconstructions, from the posterior mean, of x_a and x_b.
+    reconstructions, from the posterior mean, of x_a and x_b. For batches use jax.vmap:
+    the angle of `spherical` is that of all that it is given.
     """
     z_a, z_b = infer(model, params, x_a).mean(), infer(model, params, x_b).mean()
     between = lambda t: jax.tree.map(lambda a, b: path(a, b, t), z_a, z_b)

@@ -14,7 +14,7 @@ from vi_jax.bounds import Bound
 from vi_jax.distributions import Distribution, Normal
 from vi_jax.divergences import has_closed_form_kl, kl
 from vi_jax.estimators import Estimator
-from vi_jax.math import effective_sample_size
+from vi_jax.math import effective_sample_size, known
 from vi_jax.model import (
     Model,
     Terms,
@@ -65,12 +65,18 @@ def per_example(
         raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
     if num_backward is not None:
         _check_few(operator.index(num_backward), estimator)
-    if terms is analytic_terms and not (
+    if getattr(terms, "func", terms) is analytic_terms and not (
         bound is bounds.elbo and estimator is estimators.reparam
     ):
         raise ValueError(
             "the analytic KL replaces the log-weights by their mean, which only the "
             "ELBO with `reparam` allows: use `sampled_terms` elsewhere"
+        )
+    made = jax.eval_shape(bound, jax.ShapeDtypeStruct((num_samples,), jnp.float32))
+    if jnp.shape(made):
+        raise ValueError(
+            f"a bound makes a scalar of the log-weights [k], this one made an array of "
+            f"shape {jnp.shape(made)}: reduce it, as by jnp.mean"
         )
     q = model.posterior(params, x)
     z = jax.vmap(q.sample)(jax.random.split(key, num_samples))  # [k, ...]
@@ -87,8 +93,8 @@ def per_example(
     value = estimator(bound, to_differentiate, params, q, z, beta=beta)
     if jnp.shape(value):
         raise ValueError(
-            f"a bound makes a scalar of the log-weights [k], this one made an array of "
-            f"shape {jnp.shape(value)}: reduce it, as by jnp.mean"
+            f"an estimator makes a scalar of the terms [k], this one made an array of "
+            f"shape {jnp.shape(value)}"
         )
     # The same computation once more, for the metrics: XLA merges the two.
     return value, stop_gradient(terms_of_x(params, q, z))
@@ -235,7 +241,7 @@ def free_bits_loss(
     the prior and the posterior are neither diagonal Gaussians nor hierarchies.
     Ref: Kingma et al. 2016, arXiv:1606.04934, appendix C.8.
     """
-    if not 0 <= free_bits < float("inf"):
+    if not all(0 <= bits < float("inf") for bits in known(free_bits)):
         raise ValueError(f"free_bits must be a number of nats >= 0, got {free_bits}")
     check_schedule(beta)
 
@@ -265,7 +271,7 @@ def capacity_loss(
     Raises ValueError where gamma is not positive.
     Ref: Burgess et al. 2018, arXiv:1804.03599.
     """
-    if not 0 < gamma < float("inf"):
+    if not all(0 < g < float("inf") for g in known(gamma)):
         raise ValueError(f"gamma must be positive and finite, got {gamma}")
     check_schedule(capacity)
 

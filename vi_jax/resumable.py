@@ -54,12 +54,14 @@ def init_key(seed: int) -> Key:
 
 
 def check(training: Training, params: Params) -> None:
-    """Raise ValueError for any wrong use, by one trace of the losses, at once."""
+    """Raise ValueError for wrong use, by one trace of the losses, at once."""
     for name in ("num_steps", "scan_steps", "checkpoint_steps"):
         if getattr(training, name) < 1:
             raise ValueError(f"{name} must be at least 1")
     if training.num_steps >= 2**31:  # which TrainState.step counts in 32 bits
         raise ValueError("num_steps must be below 2^31: ask for fewer epochs")
+    if not callable(training.validate):
+        raise ValueError("validate must be a function, params -> what is logged")
     if training.early_stopping:
         stops(training.early_stopping, ())
     stream = training.batches
@@ -77,12 +79,16 @@ def train(
     """Train in `run_dir`, from its last checkpoint or from `state`.
 
     Returns the parameters to use (averaged ones where the optimizer has them) and what
-    a result says of the training. The folder gets metrics.jsonl and checkpoints.
+    a result says of the training. The folder gets metrics.jsonl and checkpoints, and
+    is that of one setting: of the loss, the data and the optimizer nothing is compared
+    (`runs.claim(run_dir, name, knobs)` around it compares a dataclass of knobs).
     Raises NonFiniteError from `fit`, OSError where the folder cannot be written, and
-    ValueError where the best checkpoint is the outcome, and lost.
+    ValueError where it is of another seed or of more steps than num_steps, or where the
+    best checkpoint is the outcome, and lost.
     """
     run_dir = Path(run_dir)
     checkpoints = open_checkpoints(run_dir / "checkpoints")
+    _require_same_seed(run_dir / "training.json", training.seed)
     state, records = _train(training, state, run_dir, checkpoints)
     num_steps = int(state.step)
     if training.which == "best":
@@ -109,6 +115,11 @@ def _train(
 ) -> tuple[TrainState, list[Metrics]]:
     state = checkpoints.restore(state) or state
     step = int(state.step)
+    if step > training.num_steps:
+        raise ValueError(
+            f"{run_dir} has {step} steps already, more than the {training.num_steps} "
+            "asked for: pass another folder"
+        )
     if step:
         print(f"resuming {run_dir} from step {step}", file=sys.stderr)
     records = [r for r in runs.read_metrics(run_dir) if r["step"] <= step]
@@ -129,6 +140,8 @@ def _train(
             if due:
                 params = sharding.local(averaged_params(state), training.mesh)
                 metrics |= training.validate(params)
+                if name not in metrics:
+                    raise ValueError(f"validate must give the score {name!r}")
                 scores.append((step, metrics[name]))
             seconds = time.perf_counter() - start
             records.append({"step": step, "seconds": seconds, **metrics})
@@ -140,6 +153,18 @@ def _train(
             shown = "bound" if "bound" in metrics else "loss"
             bar.set_postfix({shown: f"{metrics[shown]:.2f}"}, refresh=False)
     return state, records
+
+
+def _require_same_seed(path: Path, seed: int) -> None:
+    if path.exists():
+        before = runs.read_json(path).get("seed")
+        if before != seed:
+            raise ValueError(
+                f"{path.parent} is a training with seed {before}, not {seed}: pass "
+                "another folder"
+            )
+    elif sharding.is_first():
+        runs.write_json(path, {"seed": seed})
 
 
 def _steps(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.math import known
 from vi_jax.types import Array
 
 Schedule = Callable[[Array], Array]
@@ -21,14 +22,12 @@ def check_schedule(beta: Schedule) -> None:
     if not callable(beta):
         raise ValueError(
             f"needed is a schedule, a function of the step, not {beta}: "
-            f"schedules.constant({beta})"
+            "`schedules.constant` of it"
         )
 
 
 def _check_beta(*values: float | Array) -> None:
-    # What `vmap` over a sweep or `jit` traces has no value yet.
-    known = [value for value in values if not isinstance(value, jax.core.Tracer)]
-    if not all(0 <= value < math.inf for value in known):
+    if not all(0 <= value < math.inf for value in known(*values)):
         raise ValueError(f"beta must be at least 0 and finite, got {values}")
 
 

@@ -35,7 +35,10 @@ def pad(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
         tokens = [operator.index(token) for token in tokens]
         for token in (min(tokens), max(tokens)):
             if not UNKNOWN <= token < 2**31:
-                raise ValueError(f"sequence {i} has the id {token}, which is no token")
+                raise ValueError(
+                    f"sequence {i} has the id {token}, which is no token: those of a "
+                    f"vocabulary begin at {FIRST_TOKEN}; {UNKNOWN} is an unknown one"
+                )
         rows[i, : len(tokens)] = tokens
         rows[i, len(tokens)] = END
     return rows

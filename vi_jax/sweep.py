@@ -2,7 +2,8 @@
 
 Parameters, optimizer state and metrics lead with [m], one row a model; the models see
 the same batches and draws, so that what differs is what the sweep is over: a number in
-the loss, such as beta, or one in the optimizer, such as the learning rate.
+the loss, such as beta, or one in the optimizer, such as the learning rate. A number
+that is swept is not checked: its range is for the one who chooses the values.
 
 loss_of = lambda beta: batch_loss(model, ..., beta=schedules.constant(beta))
 loss = loss_of_all(loss_of, betas)                       # betas [m]

@@ -34,13 +34,22 @@ class NonFiniteError(FloatingPointError):
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    def strong(leaf):
+        # jnp.full(shape, 0.5) has a weak type, which a step would make a strong one:
+        # to be compiled once more.
+        weak = getattr(leaf, "weak_type", isinstance(leaf, (int, float)))
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
+
+    params = jax.tree.map(strong, jax.tree.map(jnp.asarray, params))
+    opt_state = jax.tree.map(strong, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
 
 def adam(
     learning_rate: float, *, num_steps: int, clip_norm: float = 0.0, ema: float = 0.0
 ) -> optax.GradientTransformation:
-    """Adam whose step size falls to 0 along a cosine over num_steps.
+    """Adam whose step size falls to 0 along a cosine over num_steps, those of `fit`.
 
     clip_norm > 0 bounds the norm of the gradient first, ema > 0 keeps `averaging`.
     Raises ValueError where a number is out of its range.
@@ -125,9 +134,18 @@ def averaging(
 
 
 def averaged_params(state: TrainState) -> Params:
-    """The averaged parameters where the optimizer keeps them, else the last ones."""
-    if isinstance(state.opt_state, _AverageState):
+    """The averaged parameters where the optimizer keeps them, else the last ones.
+
+    Raises ValueError where `averaging` is within another transformation, which may
+    change the step that it has averaged.
+    """
+    is_average = lambda part: isinstance(part, _AverageState)
+    if is_average(state.opt_state):
         return state.opt_state.average
+    if any(map(is_average, jax.tree.leaves(state.opt_state, is_leaf=is_average))):
+        raise ValueError(
+            "`averaging` must be the outermost: averaging(optax.chain(...), decay)"
+        )
     return state.params
 
 
@@ -271,15 +289,29 @@ def fit(
     With a `sharding.mesh` the examples and samples of a step are split over devices,
     with the same numbers but for the order of sums.
     Raises NonFiniteError after `max_skipped` skipped steps in a row, naming the first
-    step and leaf, and ValueError where scan_steps or max_skipped is below 1, or the
-    mesh does not divide the batch or the samples.
+    step and leaf, and ValueError where scan_steps or max_skipped is below 1, the mesh
+    is none of `sharding.mesh`, or does not divide the batch or the samples.
     """
     if scan_steps < 1 or max_skipped < 1:
         raise ValueError(
             f"scan_steps and max_skipped must be at least 1, "
             f"got {scan_steps} and {max_skipped}"
         )
+    if mesh is not None and set(mesh.axis_names) != {"data", "samples"}:
+        raise ValueError(
+            f"the axes of the mesh are {mesh.axis_names}, which splits nothing: make "
+            "it by `vi_jax.sharding.mesh`"
+        )
     scan_steps = min(scan_steps, max(num_steps, 1))  # what a dispatch has room for
+    # A generator would raise at its first step, and not where it is made.
+    return _fit(
+        loss, optimizer, state, batches, seed, num_steps, scan_steps, max_skipped, mesh
+    )
+
+
+def _fit(
+    loss, optimizer, state, batches, seed, num_steps, scan_steps, max_skipped, mesh
+) -> Iterator[tuple[TrainState, Metrics]]:
     dispatches = _make_dispatches(loss, optimizer, batches, seed, max_skipped, mesh)
     one_blas_thread = cpu.one_blas_thread()
     step = int(state.step)
@@ -335,5 +367,6 @@ def _what_was_not_finite(health: _Health, params: Params, limit: int) -> str:
     return (
         f"{limit} steps in a row were not finite, from step {int(health.since)} on, "
         f"where {names[int(health.leaf)]} was the first. They changed no parameter. "
-        "Try a lower learning rate or gradient clipping, or look at the data"
+        "Look at the data for what the model has no value of (a NaN, a token or class "
+        "beyond its number), or try a lower learning rate or gradient clipping"
     )

@@ -96,11 +96,21 @@ def test_at_is_fast():
         ({"x": np.array([0, 2**40 + 16])}, 1, 0, "0 to 1099511627792, .* fit int32"),
         ({"x": np.array([np.inf, -1e39, 2])}, 1, 0, "-1e.39 to 2.0, .* fit float32"),
         ({"x": np.array([2**32], np.uint64)}, 1, 0, "to 4294967296, .* fit uint32"),
+        ({"x": np.array(["a", "b"])}, 1, 0, "'x' has no numbers but <U1: encode it"),
+        ({"x": np.array([1, None])}, 1, 0, "'x' has no numbers but object"),
     ],
 )
 def test_bad_streams(columns, batch_size, seed, message):
     with pytest.raises(ValueError, match=message):
         batches.shuffled(columns, batch_size=batch_size, seed=seed)
+
+
+def test_a_list_is_a_column_as_its_array_is():
+    """To JAX it would be a tree of scalars."""
+    rows = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
+    of_list = data.shuffled({"x": rows, "y": (0, 1, 2)}, batch_size=3, seed=0)
+    batch = of_list.gather(jax.device_put(of_list.resident), of_list.at(0))
+    np.testing.assert_array_equal(batch["x"], np.array(rows)[np.asarray(batch["y"])])
 
 
 @pytest.mark.parametrize("x64", [False, True])

@@ -21,14 +21,25 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     alone. A batch may straddle two epochs. columns are [n, ...]; a batch holds the same
     names, [b, ...], and "step", int32 [].
     Raises ValueError for a batch_size outside [1, n], columns of unequal lengths, a
-    column called "step" or one of numbers beyond JAX's, or a seed outside [0, 2^64),
-    TypeError where one of the two is no integer or columns is no dict.
+    column called "step", one of no numbers or of numbers beyond JAX's, or a seed
+    outside [0, 2^64), TypeError where one of the two is no integer or columns is no
+    dict.
     """
     check_named(columns)
+    # JAX would take a list for a tree of so many numbers.
+    columns = {
+        name: np.asarray(column) if isinstance(column, (list, tuple)) else column
+        for name, column in columns.items()
+    }
     n = _common_length(columns)
     batch_size, seed = sizes(n, batch_size, seed, seeds=2**64)
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
+            if column.dtype.kind not in "biufc":
+                raise ValueError(
+                    f"column {name!r} has no numbers but {column.dtype}: encode it, "
+                    "text by `vi_jax.data.text`, a table by `vi_jax.data.tables`"
+                )
             check_fits(f"column {name!r}", column)
 
     # A batch touches two epochs at most.
@@ -118,11 +129,11 @@ def _length(column: Any) -> int | None:
 def steps_per_run(n: int, *, epochs: float, batch_size: int) -> int:
     """Steps that show n examples `epochs` times: ceil(epochs n / batch_size).
 
-    Raises ValueError where epochs is not finite or batch_size is below 1.
+    Raises ValueError where epochs is below 0 or not finite or batch_size is below 1.
     """
-    if not math.isfinite(epochs) or batch_size < 1:
+    if not 0 <= epochs < math.inf or batch_size < 1:
         raise ValueError(
-            f"needed: a finite number of epochs and a batch_size of at least 1, got "
+            f"needed: epochs >= 0, not infinite, and a batch_size of at least 1, got "
             f"{epochs} and {batch_size}"
         )
     return int(np.ceil(epochs * n / batch_size))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,9 +60,13 @@ def image_data(
     do, or a tenth of a small set. `binarize` is "dynamic" (a new draw at each access),
     "static" (one draw), "threshold" or "none" (pixel / 255).
     What is evaluated is drawn once, with a fixed seed, whatever the seed of the run.
-    Raises ValueError where a batch is larger than the set or num_valid leaves nothing,
-    and as `load` does, for images of 2 or 4 channels too.
+    Raises ValueError where binarize is another word, a batch is larger than the set or
+    num_valid leaves nothing, and as `load` does, for images of 2 or 4 channels too.
     """
+    if binarize not in get_args(Binarize):
+        raise ValueError(
+            f"binarize is {binarize!r}: it must be one of {get_args(Binarize)}"
+        )
     for_training, for_test = _train_and_test(dataset, data_dir)
     training, label = for_training.image, for_training.label
     test, test_label = for_test.image, for_test.label

@@ -272,8 +272,8 @@ def _encode_column(column: Column, cells: np.ndarray, unseen: str) -> np.ndarray
 def decode(schema: TableSchema, x: np.ndarray) -> np.ndarray:
     """What `encode` made floats of, as objects [n, columns]; NaN gives None.
 
-    x [n, columns] holds standardised numbers and codes, from `encode` or a model.
-    Raises ValueError for another number of columns or a code that is no category.
+    x [n, columns] holds standardised numbers and codes, such as a likelihood's `sample`
+    (its mean has no codes). Raises ValueError for another number of columns or no code.
     """
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or x.shape[1] != len(schema.columns):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vi_jax.evaluation.likelihood import log_likelihood
+from vi_jax.math import known
 from vi_jax.models import Conditional
 from vi_jax.types import Array, Key, Params
 
@@ -27,9 +28,15 @@ def class_log_joints(
     and `chunk` of them held at a time. The softmax is Bayes' p(y | x), without any
     classifier; the logsumexp is log p(x); log p(x, y) of a pair that does not belong
     together is low. log_prior is [c], in nats.
-    Raises ValueError as `log_likelihood` does. Ref: Kingma et al. 2014,
-    arXiv:1406.5298.
+    Raises ValueError as `log_likelihood` does, and where the prior's probabilities do
+    not sum to 1. Ref: Kingma et al. 2014, arXiv:1406.5298.
     """
+    for given in known(log_prior):
+        if not abs(np.logaddexp.reduce(np.asarray(given, np.float64))) < 1e-3:
+            raise ValueError(
+                f"log_prior must be logarithms of probabilities that sum to 1, got "
+                f"{given}"
+            )
     log_prior = jnp.asarray(log_prior)
     classes = jnp.arange(log_prior.size)
 

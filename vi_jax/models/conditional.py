@@ -78,7 +78,18 @@ def moved(
 
 
 def fixed(prior: Component) -> Component:
-    """A prior p(z) without parameters as one that is the same for every context."""
+    """A prior p(z) without parameters as one that is the same for every context.
+
+    Raises ValueError where it has parameters.
+    """
+    try:
+        prior.apply({})
+    except KeyError as error:
+        raise ValueError(
+            f"a fixed prior has no parameters, this one needs {error}: give it as "
+            "Component(lambda key, c: prior.init(key, z), lambda params, c: "
+            "prior.apply(params)), z being latents of its shape"
+        ) from None
 
     def init(key: Key, c: Array) -> Params:
         del key, c
