@@ -324,6 +324,9 @@ def test_a_network_with_state_is_an_error():
     network = networks.from_linen(linen.BatchNorm(use_running_average=False))
     with pytest.raises(ValueError, match="batch_stats.*LayerNorm instead"):
         network.init(jax.random.key(0), jnp.zeros((2, 3)))
+    noisy = networks.from_linen(linen.Dropout(0.5, deterministic=False))
+    with pytest.raises(ValueError, match="Dropout draws at random.*deterministic=True"):
+        noisy.init(jax.random.key(0), jnp.zeros(3))
     fine = networks.from_linen(linen.LayerNorm())
     params = fine.init(jax.random.key(0), jnp.array([1.0, 3.0]))
     np.testing.assert_allclose(fine.apply(params, jnp.array([1.0, 3.0])), [-1, 1], 1e-4)

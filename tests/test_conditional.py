@@ -195,6 +195,10 @@ def test_a_context_goes_with_a_conditional_and_none_with_a_model():
     for model, wrong in ((plain, c), (small(), None)):
         with pytest.raises(ValueError, match="needs a context c for each example"):
             models.at_context(model, wrong)
+    with pytest.raises(ValueError, match="needed is a Model.*got Component"):
+        models.at_context(priors.standard_normal(LATENTS), None)
+    with pytest.raises(ValueError, match="a fixed prior has no parameters.*'loc'"):
+        models.fixed(priors.gaussian_mixture(3))
 
 
 def test_what_is_moved_keeps_its_place_in_the_prior():

@@ -50,8 +50,13 @@ def conditional_vae(
 def at_context(model: Model | Conditional, c: Array | None) -> Model:
     """The Model given c; a Model itself, which takes no context, where c is None.
 
-    Raises ValueError where a Model comes with a context, or a Conditional without.
+    Raises ValueError where a Model comes with a context, or a Conditional without, and
+    for what is neither.
     """
+    if not callable(model) and not hasattr(model, "likelihood"):
+        raise ValueError(
+            f"needed is a Model, such as `models.vae` makes, got {type(model).__name__}"
+        )
     if callable(model) != (c is not None):
         raise ValueError(
             "a conditional model needs a context c for each example; a Model takes none"

@@ -11,12 +11,19 @@ def from_linen(module: linen.Module) -> Component:
     """Wrap a Linen module of one example, with parameters and no other state.
 
     `init` raises ValueError where the module has other collections: batch statistics,
-    for one, couple the examples of a batch, and then no bound holds. `apply` raises it
-    where x has another shape than the one that `init` saw, such as that of a batch.
+    for one, couple the examples of a batch, and then no bound holds; and where it draws
+    at random, as Dropout does. `apply` raises it where x has another shape than the one
+    that `init` saw, such as that of a batch.
     """
 
     def init(key: Key, x: Array) -> Params:
-        variables = module.init(key, x)
+        try:
+            variables = module.init(key, x)
+        except errors.InvalidRngError as error:
+            raise ValueError(
+                f"{type(module).__name__} draws at random, and a network here is a "
+                f"function of its parameters and x: deterministic=True, say ({error})"
+            ) from error
         if extra := set(variables) - {"params"}:
             raise ValueError(
                 f"{type(module).__name__} keeps state in {sorted(extra)}; a network "
@@ -30,8 +37,8 @@ def from_linen(module: linen.Module) -> Component:
         except errors.ScopeParamShapeError as error:
             raise ValueError(
                 "a network takes one example, shaped as the one that it was made for, "
-                f"and got {jax.tree.map(jnp.shape, x)}: use jax.vmap for a batch "
-                f"({error})"
+                f"and got {jax.tree.map(jnp.shape, x)}: use jax.vmap for a batch, which "
+                f"`preprocess` of a loss has to give ({error})"
             ) from error
 
     return Component(init, apply)
