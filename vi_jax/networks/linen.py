@@ -17,18 +17,19 @@ def from_linen(module: linen.Module) -> Component:
     """
 
     def init(key: Key, x: Array) -> Params:
-        try:
-            variables = module.init(key, x)
-        except errors.InvalidRngError as error:
-            raise ValueError(
-                f"{type(module).__name__} draws at random, and a network here is a "
-                f"function of its parameters and x: deterministic=True, say ({error})"
-            ) from error
+        variables = module.init(key, x)
         if extra := set(variables) - {"params"}:
             raise ValueError(
                 f"{type(module).__name__} keeps state in {sorted(extra)}; a network "
                 "here has parameters only (LayerNorm instead of BatchNorm, say)"
             )
+        try:
+            jax.eval_shape(module.apply, variables, x)
+        except errors.InvalidRngError as error:
+            raise ValueError(
+                f"{type(module).__name__} draws at random, and a network here is a "
+                f"function of its parameters and x: deterministic=True, say ({error})"
+            ) from error
         return variables.get("params", {})
 
     def apply(params: Params, x: Array) -> Array:
@@ -37,8 +38,8 @@ def from_linen(module: linen.Module) -> Component:
         except errors.ScopeParamShapeError as error:
             raise ValueError(
                 "a network takes one example, shaped as the one that it was made for, "
-                f"and got {jax.tree.map(jnp.shape, x)}: use jax.vmap for a batch, which "
-                f"`preprocess` of a loss has to give ({error})"
+                f"and got {jax.tree.map(jnp.shape, x)}: use jax.vmap for a batch; "
+                f"`preprocess` of a loss must give one ({error})"
             ) from error
 
     return Component(init, apply)
