@@ -6,9 +6,11 @@
 Trains the net of `benchmark` (k = 50, batches of 100, Adam, DReG) on dynamic MNIST with
 a backward pass of all samples and of few (`num_backward`), taking turns, from the same
 parameters, on the same batches, with the same draws of x and z. Then, at the parameters
-of the run with all samples: the variance of the gradient of one batch (over x, z and
-the choice of the few), summed over the encoder and over the decoder, over that of all.
-With --run-dir so at the parameters of a run of `mnist_iwae`, which is trained longer.
+of the run with all samples: the variance of the gradient of one batch of held-out
+images, binarized once (over z and the choice of the few), summed over the encoder and
+over the decoder, over that of all; its error is that of the numerator alone, and the
+draws of z are the same for all. With --run-dir so at the parameters of a run of
+`mnist_iwae`, which is trained longer.
 
 Expect with 5 of 50 a variance of 1.00 times that of all for the encoder, and for the
 decoder 1.002 after 1,000 steps (effective sample size 1.9) and 1.028 in the model of
@@ -91,7 +93,7 @@ def table_of_runs(speeds: dict[int, list], iwae: dict[int, list]) -> str:
 
 def table_of_variances(found: dict[int, dict]) -> str:
     ess = found[NUM_SAMPLES]["ess"]
-    lines = [f"of {NUM_SAMPLES}, ess {ess:.1f}     variance over that of all (se)"]
+    lines = [f"of {NUM_SAMPLES}, ess {ess:.1f}     variance over that of all (its se)"]
     for num, row in found.items():
         cells = []
         for part in PARTS:

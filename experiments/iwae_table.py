@@ -178,7 +178,7 @@ def collect(run_dir: Path) -> dict[Cell, list[dict[str, Any]]]:
 def table(found: dict[Cell, list[dict[str, Any]]]) -> str:
     """The table in Markdown: ours beside the published, nats, active units in brackets.
 
-    With several seeds: their mean, and their standard deviation behind +-.
+    With several seeds: their mean, and its standard error over seeds behind +-.
     """
     lines = [
         "| layers | k | VAE, published | VAE, ours | IWAE, published | IWAE, ours |",
@@ -198,8 +198,11 @@ def _ours(results: list[dict[str, Any]]) -> str:
     if not results:
         return ""
     nll = [r["nll"] for r in results]
-    spread = f" +- {np.std(nll, ddof=1):.2f}" if len(nll) > 1 else ""
-    units = "+".join(map(str, results[0]["active_units_per_layer"]))
+    stderr = np.std(nll, ddof=1) / len(nll) ** 0.5 if len(nll) > 1 else 0.0
+    spread = f" +- {stderr:.2f}" if len(nll) > 1 else ""
+    layers = zip(*(r["active_units_per_layer"] for r in results), strict=True)
+    between = lambda units: "-".join(map(str, sorted({min(units), max(units)})))
+    units = "+".join(map(between, layers))
     seeds = f", {len(nll)} seeds" if len(nll) > 1 else ""
     return f"{np.mean(nll):.2f}{spread} ({units}{seeds})"
 

@@ -81,8 +81,9 @@ def phase(folder: Path) -> str:
     records = runs.read_metrics(folder) if (folder / "metrics.jsonl").exists() else []
     if not records:
         return "before the first step"
-    done = records[-1]["step"] >= KNOBS["epochs"] * 200 // KNOBS["batch-size"]
-    return "evaluation" if done else f"step {records[-1]['step']}"
+    built = mnist_vae.build(runs.read_knobs(folder, "mnist_vae", mnist_vae.Knobs))
+    step = records[-1]["step"]
+    return "evaluation" if step == built.num_steps else f"step {step}"
 
 
 def main(kills: int = 50, seed: int = 0, out: Path = Path("runs/kills")) -> None:

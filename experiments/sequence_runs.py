@@ -153,8 +153,8 @@ def prepare(
 
 
 def _validation(model: Model, x: np.ndarray) -> Callable[[Params], dict[str, Any]]:
-    """The ELBO of sequences, and what the latents carry of them."""
-    elbo = _log_likelihoods(model, num_samples=5, progress=False)
+    """The bound of 5 samples on log p(x), and what the latents carry of sequences."""
+    bound = _log_likelihoods(model, num_samples=5, progress=False)
 
     @jax.jit
     def latents(params: Params, x: Array):
@@ -162,7 +162,7 @@ def _validation(model: Model, x: np.ndarray) -> Callable[[Params], dict[str, Any
         return evaluation.collapse_report(jax.random.key(0), found, model.prior(params))
 
     def validate(params: Params) -> dict[str, Any]:
-        found = {"valid_bound": np.mean(elbo(params, x).log_px)}
+        found = {"valid_bound": np.mean(bound(params, x).log_px)}
         if model.prior(params).mean().size:
             found |= jax.device_get(latents(params, x))
         return {name: value.tolist() for name, value in found.items()}

@@ -70,7 +70,7 @@ MAY_IMPORT = {
     "detector": PARTS
     | {"models", "objectives", "evaluation", "networks", "data"}
     | {"tabular"},
-    "figures": MATHS | {"model", "models", "plots", "experiment"},
+    "figures": MATHS | {"model", "models", "evaluation", "plots", "experiment"},
     "experiment": EVERYTHING - {"experiment", "diagnosis", "commands"},
     "diagnosis": EVERYTHING - {"diagnosis", "commands"},
     "commands": EVERYTHING - {"commands"},

@@ -302,6 +302,20 @@ def test_a_batch_is_its_rows_and_an_epoch_is_everyone_once():
     assert sorted(seen) == list(range(80))
 
 
+def test_a_batch_of_two_epochs_may_have_the_longest_user_twice():
+    """Four users in batches of three: none of their items is left out."""
+    owner = np.repeat([0, 1, 2, 3], [50, 1, 1, 1])
+    items = np.concatenate([np.arange(50), [0, 1, 2]])
+    data = from_pairs(owner, items, np.arange(4), np.arange(50))
+    batches, dense = interaction_batches(data, batch_size=3, seed=0), data.matrix()
+    places = [batches.at(step) for step in range(40)]
+    assert any(np.sum(at["index"] == 0) == 2 for at in places)
+    gather = jax.jit(batches.gather)
+    for at in places:
+        rows = gather(jax.device_put(batches.resident), at)["counts"]
+        np.testing.assert_array_equal(rows, dense.toarray()[at["index"]])
+
+
 def test_dense_rows_are_those_of_scipy_for_the_longest_and_the_empty():
     """Capacity reached to the last entry, empty rows, the same row twice."""
     x = (np.random.default_rng(1).random((6, 9)) < 0.4).astype(np.float32)

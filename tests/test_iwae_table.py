@@ -66,7 +66,10 @@ def test_one_sample_is_both_objectives(rows):
 
 def test_seeds_are_averaged_with_their_spread(rows):
     seeds = [result(nll, seed=s) for s, nll in enumerate((85.0, 85.4, 85.2))]
-    assert rows(seeds)[1, 5][3] == "85.20 +- 0.20 (22, 3 seeds)"
+    assert rows(seeds)[1, 5][3] == "85.20 +- 0.12 (22, 3 seeds)"
+    seeds = [result(85.0, layers=2, units=(26, 7)), result(86.0, layers=2, seed=1)]
+    seeds[1]["active_units_per_layer"] = [24, 7]
+    assert rows(seeds)[2, 5][3] == "85.50 +- 0.50 (24-26+7, 2 seeds)"
 
 
 def test_own_runs_stand_for_the_stored_of_their_cell(rows):
@@ -84,7 +87,7 @@ def test_own_runs_that_are_unlike_are_not_averaged(rows, tmp_path):
         knobs = {"dataset": dataset, "seed": i, "data_dir": str(i)}
         write(tmp_path / str(i) / "knobs.json", {"knobs": knobs})
         write(tmp_path / str(i) / "result.json", own[i], age=10 - i)
-    assert rows([])[1, 5][3] == "85.50 +- 0.71 (22, 2 seeds)"
+    assert rows([])[1, 5][3] == "85.50 +- 0.50 (22, 2 seeds)"
     write(tmp_path / "0" / "result.json", own[0])
     assert rows([])[1, 5][3] == "90.00 (22)"
 

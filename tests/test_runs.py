@@ -179,10 +179,11 @@ def test_two_latents_of_labelled_images_have_a_map(labelled, tmp_path):
         mnist_vae.Knobs(dataset=str(labelled), latents=2, hidden=4, batch_size=20)
     )
     params = experiment.initial_state(built).params
-    shown = []
+    shown, rates = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures.plots, "latent_map", lambda *a: shown.append(a))
         patch.setattr(figures, "traversals", lambda *a: {"z0": np.ones((2, 4, 4, 1))})
+        patch.setattr(figures.plots, "kl_bars", rates.append)
         pictures = figures.latent_pictures(
             built, params, [{"step": 1, "kl_per_latent": [0.2, 0.1]}]
         )
@@ -191,6 +192,12 @@ def test_two_latents_of_labelled_images_have_a_map(labelled, tmp_path):
     np.testing.assert_array_equal(label, built.data.test_label)
     one = built.model.posterior(params, built.data.test[3] / np.float32(255)).mean()
     np.testing.assert_allclose(means[3], one, rtol=1e-5, atol=1e-6)
+    # Of the parameters that are drawn, whatever the last record says.
+    q = jax.vmap(lambda x: built.model.posterior(params, x))(
+        built.data.valid / np.float32(255)
+    )
+    each = (q.loc**2 + q.scale**2 - 1) / 2 - np.log(q.scale)
+    np.testing.assert_allclose(rates[0], each.mean(0), rtol=1e-4, atol=1e-6)
 
 
 def test_training_raises_the_bound(small, tmp_path):

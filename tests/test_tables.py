@@ -1,5 +1,6 @@
 """Tables: read, described and encoded, and what is wrong with them said."""
 
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -243,6 +244,18 @@ def test_text_among_numbers_may_be_a_category(cells, options):
     kind = {1: "continuous", 2: "binary"}.get(len(present), "categorical")
     assert column.kind == options.get("kinds", {}).get("x0", kind)
     assert list(column.categories) == (present if len(present) > 1 else [])
+
+
+def test_what_is_no_number_is_not_missing_for_that():
+    """A date is text; None, NaN and pandas' NaT are missing; bytes are refused."""
+    day = datetime.date(2020, 1, 31)
+    cells = np.array([[day], [3.0], [None], [np.nan], [np.datetime64("NaT")]], object)
+    (column,) = fit_schema(cells).columns
+    assert column.kind == "binary" and column.categories == ("2020-01-31", "3.0")
+    with pytest.raises(ValueError, match=r"row 0.*'2020-01-31' is no finite number"):
+        fit_schema(cells, kinds={"x0": "continuous"})
+    with pytest.raises(ValueError, match=r"needed are numbers or text"):
+        fit_schema(np.array([[b"a"], [b"nan"]]))
 
 
 def test_codes_with_an_underscore_are_text():

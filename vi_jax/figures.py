@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from vi_jax import plots
+from vi_jax.evaluation import kl_per_latent
 from vi_jax.model import (
     generate,
     infer,
@@ -118,7 +119,7 @@ def analogy_figure(experiment: Experiment, params: Params, *, rows=10) -> Figure
 
 
 def traversals(
-    experiment: Experiment, params: Params, kl_per_latent, *, num=10, points=12
+    experiment: Experiment, params: Params, rates, *, num=10, points=12
 ) -> dict[str, np.ndarray]:
     """A test image with one latent moved from -2.5 to 2.5, [points, h, w, c] for each.
 
@@ -128,7 +129,7 @@ def traversals(
     how = {"num_points": points, "limit": 2.5}
     along = jax.jit(lambda p, x: traverse(experiment.model, p, x, **how))
     moved = along(params, x)
-    order = np.argsort(-np.asarray(kl_per_latent), kind="stable")[:num]
+    order = np.argsort(-np.asarray(rates), kind="stable")[:num]
     return {f"z{j}": _as_images(experiment, moved[j]) for j in order}
 
 
@@ -141,18 +142,22 @@ def _some(experiment: Experiment, places) -> tuple[Array, np.ndarray | None]:
 
 def latent_pictures(experiment: Experiment, params: Params, records) -> dict[str, Any]:
     """Pictures of single latents, for a model that has a KL for each."""
-    rates = [r["kl_per_latent"] for r in records if "kl_per_latent" in r]
-    if not rates:
+    if not any("kl_per_latent" in r for r in records):
         return {}
+    # Not those of the last record: the parameters may be an earlier checkpoint's.
+    model, valid = experiment.model, experiment.data.valid
+    posteriors = lambda p, x: jax.vmap(lambda x: model.posterior(p, x))(x)
+    rate = jax.jit(lambda p, x: kl_per_latent(posteriors(p, x), model.prior(p)))
+    rates = np.asarray(rate(params, jnp.asarray(valid) / 255.0))
     of_all = {}
-    if len(rates[-1]) == 2 and experiment.data.test_label is not None:
-        mean = jax.jit(jax.vmap(lambda x: experiment.model.posterior(params, x).mean()))
+    if len(rates) == 2 and experiment.data.test_label is not None:
+        mean = jax.jit(jax.vmap(lambda x: model.posterior(params, x).mean()))
         x, label = _some(experiment, slice(5000))
         of_all["latent_map.png"] = plots.latent_map(np.asarray(mean(x)), label)
-    rows = traversals(experiment, params, rates[-1])
+    rows = traversals(experiment, params, rates)
     frames = np.stack(list(rows.values()), axis=1)
     return of_all | {
-        "kl_per_latent.png": plots.kl_bars(rates[-1]),
+        "kl_per_latent.png": plots.kl_bars(rates),
         "traversals.png": plots.named_rows(rows),
         "traversals.gif": plots.animation(frames, columns=5),
     }

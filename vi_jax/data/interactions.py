@@ -182,12 +182,14 @@ def interaction_batches(
 
     A batch is {"counts": float32 [b, items] of 0 and 1, "step": int32 []}. On the
     device lie the offsets and the items, 4 bytes each; a batch is made inside jit, by a
-    scatter of as many entries as the b longest rows have.
+    scatter of as many entries as b rows can have.
     Raises ValueError as `batches.shuffled` does.
     """
     users = np.arange(data.num_users, dtype=np.int32)
     order = batches.shuffled({"user": users}, batch_size=batch_size, seed=seed)
-    longest = np.sort(np.diff(data.offsets))[-batch_size:].sum()
+    # A batch on the border of two epochs may have a user twice.
+    twice = np.repeat(np.diff(data.offsets), 2)
+    longest = np.sort(twice)[-batch_size:].sum()
 
     def gather(resident: dict[str, Array], travelling: dict[str, Array]) -> Batch:
         rows = dense_rows(

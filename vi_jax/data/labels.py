@@ -90,6 +90,7 @@ def mixed(
         raise ValueError(
             "a batch needs examples: labelled_size and unlabelled_size are 0"
         )
+    columns = {name: np.asarray(column) for name, column in columns.items()}
     parts = {}
     for i, (name, size) in enumerate(sizes.items()):
         if size:

@@ -272,8 +272,8 @@ def _encode_column(column: Column, cells: np.ndarray, unseen: str) -> np.ndarray
 def decode(schema: TableSchema, x: np.ndarray) -> np.ndarray:
     """What `encode` made floats of, as objects [n, columns]; NaN gives None.
 
-    x [n, columns] holds standardised numbers and codes, such as a likelihood's `sample`
-    (its mean has no codes). Raises ValueError for another number of columns or no code.
+    x [n, columns] are numbers and codes, such as a likelihood's `sample` (its mean has
+    no codes). Raises ValueError for another number of columns, and for no code.
     """
     x = np.asarray(x, np.float64)
     if x.ndim != 2 or x.shape[1] != len(schema.columns):
@@ -341,7 +341,7 @@ def _as_cells(cells: np.ndarray) -> np.ndarray:
             f"the rows have shape {cells.shape}: needed is [n, columns], at least one "
             "row and one column"
         )
-    if cells.dtype.kind not in "biufOUS":
+    if cells.dtype.kind not in "biufOU":  # bytes would be read as "b'a'"
         raise ValueError(f"the rows are {cells.dtype}: needed are numbers or text")
     return cells
 
@@ -375,7 +375,7 @@ def _is_missing(cell: Any) -> bool:
         return True
     if isinstance(cell, str):
         return cell.strip().lower() in ("", "nan")
-    return math.isnan(_number(cell)) and not isinstance(cell, bytes)
+    return type(cell).__name__ == "NAType" or bool(cell != cell)  # pandas' NA, any NaN
 
 
 def _texts(cells: np.ndarray) -> list[str]:
