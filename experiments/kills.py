@@ -8,9 +8,9 @@ the process to its end, and started again, until it is finished; then the next o
 every finished run the last and the best checkpoint, each record of metrics.jsonl but
 its clock, and the result must be those of the undisturbed run bit for bit.
 
-Expect 17 finished runs, all the same (seed 0; 9 of the 50 kills fell before the first
-step, 14 into training with its checkpoints, 26 into the evaluation and the pictures, 1
-after the result was written; on another machine, at another speed, others will).
+Expect 9 finished runs, all the same (seed 0; 4 of the 50 kills fell before the first
+step, 33 into training with its checkpoints, 13 into the evaluation and the pictures; on
+another machine, at another speed, others will).
 """
 
 import json
