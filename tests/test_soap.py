@@ -85,30 +85,39 @@ def test_a_vector_is_never_rotated():
         np.testing.assert_allclose(a["b"], b["b"], rtol=1e-5)
 
 
-def test_it_falls_faster_than_adam_along_a_rotated_valley():
-    """f = |A W B|^2 / 2, condition number 1e8: 5 times lower after 200 steps.
+def test_it_falls_faster_than_adam_along_rotated_valleys():
+    """f = |A W B|^2 / 2 of 20 random A and B, condition number 1e8, after 200 steps.
 
-    It is 10 times with jax 0.10 and 9 with jax 0.12, which round differently.
+    Of one pair the rounding of a chip decides: the ratio is 0.1 to 400. Its geometric
+    mean is 23 on one.
     """
-    rng = np.random.default_rng(1)
-    turn = lambda: np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    scales = np.diag(np.logspace(0, -2, 6))
-    a, b = (jnp.asarray(turn() @ scales @ turn(), jnp.float32) for _ in range(2))
-    loss = lambda w: 0.5 * jnp.sum((a @ w @ b) ** 2)
+
+    def problem(seed):
+        rng = np.random.default_rng(seed)
+        turn = lambda: np.linalg.qr(rng.normal(size=(6, 6)))[0]
+        scales = np.diag(np.logspace(0, -2, 6))
+        return [np.float32(turn() @ scales @ turn()) for _ in range(2)]
+
+    pairs = np.array([problem(seed) for seed in range(20)])
 
     def final(direction):
         optimizer = optax.chain(direction, optax.scale(-0.02))
 
-        def step(_, carry):
-            w, state = carry
-            updates, state = optimizer.update(jax.grad(loss)(w), state)
-            return w + updates, state
+        def run(pair):
+            loss = lambda w: 0.5 * jnp.sum((pair[0] @ w @ pair[1]) ** 2)
 
-        w = jnp.ones((6, 6))
-        run = lambda w: jax.lax.fori_loop(0, 200, step, (w, optimizer.init(w)))[0]
-        return float(loss(jax.jit(run)(w)))
+            def step(_, carry):
+                w, state = carry
+                updates, state = optimizer.update(jax.grad(loss)(w), state)
+                return w + updates, state
 
-    assert final(scale_by_soap(refresh=5)) < 0.2 * final(optax.scale_by_adam())
+            w = jnp.ones((6, 6))
+            return loss(jax.lax.fori_loop(0, 200, step, (w, optimizer.init(w)))[0])
+
+        return np.log(jax.jit(lambda pairs: jax.lax.map(run, pairs))(pairs))
+
+    fewer = final(optax.scale_by_adam()) - final(scale_by_soap(refresh=5))
+    assert np.exp(fewer.mean()) > 5
 
 
 def test_bfloat16_parameters_are_moved_as_float32_ones():

@@ -57,7 +57,7 @@ def renyi(log_w: Array, *, alpha: float) -> Array:
     """
     if 1 in known(alpha):
         raise ValueError("renyi is undefined at alpha = 1, its limit: use bounds.elbo")
-    if not all(abs(a) <= jnp.finfo(jnp.float32).max for a in known(alpha)):
+    if not all(abs(a) <= float(jnp.finfo(jnp.float32).max) for a in known(alpha)):
         raise ValueError(f"alpha is {alpha}: it must be finite, in float32 too")
     log_w = _checked(log_w)
     plain = log_mean_exp((1 - alpha) * log_w) / (1 - alpha)

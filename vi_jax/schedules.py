@@ -22,7 +22,7 @@ def check_schedule(beta: Schedule) -> None:
     if not callable(beta):
         raise ValueError(
             f"needed is a schedule, a function of the step, not {beta}: "
-            "`schedules.constant` of it"
+            f"schedules.constant({beta})"
         )
 
 
