@@ -769,6 +769,7 @@ def test_an_error_before_anything_is_written_leaves_the_folder_new(tmp_path):
         return runs.once(tmp_path, "mnist_vae", mnist_vae.Knobs(**knobs), work)
 
     def failing(write):
+        runs.write_json(tmp_path / "training.json", {"seed": 0})
         (tmp_path / "metrics.jsonl").write_text("{}") if write else None
         raise ValueError("no such data")
 

@@ -103,6 +103,9 @@ def test_parameters_of_weak_types_compile_no_second_step():
     params = {"offset": jnp.full(3, 0.5), "scale": 1.0}
     state = training.init_state(params, optimizer)
     assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    counting = optax.GradientTransformation(lambda params: 3, None)
+    count = training.init_state(params, counting).opt_state
+    assert count == 3 and count.dtype == jnp.int32 and not count.weak_type
     dtypes = lambda tree: [leaf.dtype for leaf in jax.tree.leaves(tree)]
     new, _ = trained(optimizer=optimizer, start=state, num_steps=20)
     assert dtypes(new) == dtypes(state)

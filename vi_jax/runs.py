@@ -73,7 +73,7 @@ def claim(folder: Path, experiment: str, knobs) -> Iterator[None]:
         try:
             yield
         except Exception:
-            ours = ("knobs.json", "run.json")
+            ours = ("knobs.json", "run.json", "training.json")
             if sharding.is_first() and not any(_written(folder, ours)):
                 for name in ours:
                     (folder / name).unlink(missing_ok=True)

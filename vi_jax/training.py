@@ -38,10 +38,11 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     def strong(leaf):
         # jnp.full(shape, 0.5) has a weak type, which a step would make a strong one:
         # to be compiled once more.
-        weak = getattr(leaf, "weak_type", isinstance(leaf, (int, float)))
-        return jax.lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
+        if not getattr(leaf, "weak_type", isinstance(leaf, (int, float))):
+            return leaf
+        return jax.lax.convert_element_type(leaf, jnp.result_type(leaf))
 
-    params = jax.tree.map(strong, jax.tree.map(jnp.asarray, params))
+    params = jax.tree.map(strong, params)
     opt_state = jax.tree.map(strong, optimizer.init(params))
     return TrainState(jnp.zeros((), jnp.int32), params, opt_state)
 
