@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "sharding": {"types"},
     "partial": {"runs"},
     "cpu": {"types"},
-    "sequences": {"types"},
+    "sequences": {"types", "math"},
     "decoding": {"types", "sequences"},
     "distributions": TOOLS,
     "bounds": TOOLS,

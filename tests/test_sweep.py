@@ -134,7 +134,7 @@ def test_any_number_of_a_loss_can_be_swept(of):
     rows = jnp.stack([x, 1 - x])
     how = {"preprocess": lambda key, batch: rows}
     loss_of = lambda value: of[1](model, how, value)
-    values = jnp.array([0.3, 0.9, 0.995])
+    values = jnp.array([0.3, 0.9, 0.999999])
     first = sweep.init_of_all(lambda key: model.init(key, x), jax.random.key(0), 3)
     batch, key = {"step": jnp.int32(0)}, jax.random.key(1)
     every = jax.value_and_grad(sweep.loss_of_all(loss_of, values), has_aux=True)

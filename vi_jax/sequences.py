@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.math import known
 from vi_jax.types import Array, Key
 
 PAD, END, UNKNOWN = 0, 1, 2
@@ -67,8 +68,7 @@ def word_dropout(key: Key, x: Array, rate: float | Array) -> Array:
     a rate that is not traced is outside [0, 1].
     Ref: Bowman et al. 2016, arXiv:1511.06349.
     """
-    traced = isinstance(rate, jax.core.Tracer)
-    if not traced and not np.all((0 <= np.asarray(rate)) & (np.asarray(rate) <= 1)):
+    if not all(np.all((0 <= r) & (r <= 1)) for r in map(np.asarray, known(rate))):
         raise ValueError(f"the rate of word dropout must be in [0, 1], got {rate}")
     marked = jax.random.bernoulli(key, rate, x.shape) & (x != END)
     return jnp.where(marked, -abs(x), x)

@@ -111,6 +111,10 @@ def test_a_list_is_a_column_as_its_array_is():
     of_list = data.shuffled({"x": rows, "y": (0, 1, 2)}, batch_size=3, seed=0)
     batch = of_list.gather(jax.device_put(of_list.resident), of_list.at(0))
     np.testing.assert_array_equal(batch["x"], np.array(rows)[np.asarray(batch["y"])])
+    how = {"labelled_size": 0, "unlabelled_size": 3, "seed": 0}
+    stream = data.mixed({"x": rows}, np.full(3, -1), **how)
+    batch = stream.gather(jax.device_put(stream.resident), stream.at(0))["unlabelled"]
+    np.testing.assert_array_equal(np.sort(batch["x"], axis=0), rows)
 
 
 @pytest.mark.parametrize("x64", [False, True])

@@ -25,21 +25,11 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
     outside [0, 2^64), TypeError where one of the two is no integer or columns is no
     dict.
     """
-    check_named(columns)
-    # JAX would take a list for a tree of so many numbers.
-    columns = {
-        name: np.asarray(column) if isinstance(column, (list, tuple)) else column
-        for name, column in columns.items()
-    }
+    columns = named(columns)
     n = _common_length(columns)
     batch_size, seed = sizes(n, batch_size, seed, seeds=2**64)
     for name, column in columns.items():
         if isinstance(column, np.ndarray):
-            if column.dtype.kind not in "biufc":
-                raise ValueError(
-                    f"column {name!r} has no numbers but {column.dtype}: encode it, "
-                    "text by `vi_jax.data.text`, a table by `vi_jax.data.tables`"
-                )
             check_fits(f"column {name!r}", column)
 
     # A batch touches two epochs at most.
@@ -57,16 +47,31 @@ def shuffled(columns: dict[str, np.ndarray], *, batch_size: int, seed: int) -> B
             index = np.concatenate([index, rest])
         return {"index": index, "step": np.int32(step)}
 
-    return Batches(dict(columns), at, _gather)
+    return Batches(columns, at, _gather)
 
 
-def check_named(columns: Any) -> None:
-    """Raise TypeError unless columns is a dict, or like one."""
+def named(columns: Any) -> dict[str, Any]:
+    """The columns, with lists as arrays: to JAX one is a tree of so many numbers.
+
+    Raises TypeError unless columns is a dict, or like one, and ValueError where one of
+    NumPy has no numbers.
+    """
     if not isinstance(columns, Mapping):
         raise TypeError(
             "columns must be a dict of arrays by name, such as {'x': x}, got "
             f"{type(columns).__name__}"
         )
+    found = {
+        name: np.asarray(column) if isinstance(column, (list, tuple)) else column
+        for name, column in columns.items()
+    }
+    for name, column in found.items():
+        if isinstance(column, np.ndarray) and column.dtype.kind not in "biufc":
+            raise ValueError(
+                f"column {name!r} has no numbers but {column.dtype}: encode it, text "
+                "by `vi_jax.data.text`, a table by `vi_jax.data.tables`"
+            )
+    return found
 
 
 def check_fits(what: str, values: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vi_jax.data.batches import Batches, check_named, shuffled
+from vi_jax.data.batches import Batches, named, shuffled
 
 MISSING = -1
 """The label of an example that has none."""
@@ -74,7 +74,7 @@ def mixed(
     Raises ValueError and TypeError as `shuffled` does, for one part or the other, and
     ValueError for other labels and where both sizes are 0.
     """
-    check_named(columns)
+    columns = named(columns)
     label = np.asarray(label)
     check_labels(label, num_classes)
     for name, column in columns.items():
@@ -90,7 +90,6 @@ def mixed(
         raise ValueError(
             "a batch needs examples: labelled_size and unlabelled_size are 0"
         )
-    columns = {name: np.asarray(column) for name, column in columns.items()}
     parts = {}
     for i, (name, size) in enumerate(sizes.items()):
         if size:
