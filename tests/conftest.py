@@ -1,6 +1,7 @@
 """Settings under which every test runs."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import filelock
 import jax
 import pytest
 from threadpoolctl import threadpool_limits
@@ -17,17 +19,23 @@ from vi_jax.data import prepared
 # The tests compile more than they compute, and so take half of the time for it. An XLA
 # that does not know a flag, as of jax 0.12 the second, ends its process: it is asked.
 QUICK = "--xla_backend_optimization_level=0"
+QUICKER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
 if QUICK not in XLA_FLAGS:
-    both = f"{QUICK} --xla_cpu_use_fusion_emitters=false {XLA_FLAGS}"
+    all_of_them = f"{QUICK} {QUICKER} {XLA_FLAGS}"
     start = [sys.executable, "-c", "import jax; jax.devices()"]
     asked = subprocess.run(
-        start, env={**os.environ, "XLA_FLAGS": both}, capture_output=True
+        start, env={**os.environ, "XLA_FLAGS": all_of_them}, capture_output=True
     )
-    os.environ["XLA_FLAGS"] = f"{QUICK} {XLA_FLAGS}" if asked.returncode else both
+    known = f"{QUICK} {XLA_FLAGS}" if asked.returncode else all_of_them
+    os.environ["XLA_FLAGS"] = known
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# Tracing makes many objects that stay: a tenth of the time went into collecting them
+# and a twentieth into noting pytest's frames beside every operation.
+gc.set_threshold(50_000, 20, 50)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # Runs, and the processes that some tests start, compile the same programs again and
 # again; most of a short training is that.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -47,9 +55,12 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> Path:
-    """A data_dir in which mnist is prepared, from the files in the package."""
-    folder = tmp_path_factory.mktemp("tfds")
-    prepared.prepare("mnist", data_dir=folder)
+    """A data_dir in which mnist is prepared, from the files in the package, once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tfds"
+    with filelock.FileLock(f"{folder}.lock"):
+        if prepared.find("mnist", folder) is None:
+            prepared.prepare("mnist", data_dir=folder)
     return folder
 
 

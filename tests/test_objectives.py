@@ -103,19 +103,15 @@ def test_the_loss_is_minus_the_mean_over_examples(bound, estimator, accumulate):
     noisy = lambda key, batch: batch["x"] + jax.random.normal(key, ROWS.shape)
     loss = batch_loss(WRONG, preprocess=noisy, accumulate=accumulate, **how)
 
-    def by_hand(params, key):
-        key_x, key_z = jax.random.split(key)
-        x = noisy(key_x, batch_at(3))
-        keys = jax.random.split(key_z, len(ROWS))
-        values = [
-            per_example(WRONG, params, keys[i], x[i], **how)[0]
-            for i in range(len(ROWS))
-        ]
-        return -sum(values) / len(ROWS)
+    key_x, key_z = jax.random.split(jax.random.clone(key))
+    x, keys = noisy(key_x, batch_at(3)), jax.random.split(key_z, len(ROWS))
+    one = lambda params, key, x: -per_example(WRONG, params, key, x, **how)[0]
+    of_one = quick_jit(jax.value_and_grad(one))
+    by_hand = [of_one(params, keys[i], x[i]) for i in range(len(ROWS))]
+    expected = jax.tree.map(lambda *rows: sum(rows) / len(ROWS), *by_hand)
 
     only_loss = lambda params, key: loss(params, key, batch_at(3))[0]
-    got = quick_jit(jax.value_and_grad(only_loss))(params, jax.random.clone(key))
-    expected = quick_jit(jax.value_and_grad(by_hand))(params, key)
+    got = quick_jit(jax.value_and_grad(only_loss))(params, key)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
         got,
@@ -147,9 +143,8 @@ def test_the_gradient_of_a_batch_in_parts_has_the_type_of_the_parameters(x64, ki
         params = jax.tree.map(lambda a: a.astype(kind), wrong_params())
         for num in (1, 2):
             loss = batch_loss(WRONG, preprocess=preprocess, accumulate=num)
-            grads, _ = jax.grad(loss, has_aux=True)(
-                params, jax.random.key(0), batch_at(0)
-            )
+            gradient = quick_jit(jax.grad(loss, has_aux=True))
+            grads, _ = gradient(params, jax.random.key(0), batch_at(0))
             assert {g.dtype.name for g in jax.tree.leaves(grads)} == {kind}
 
 
@@ -157,7 +152,8 @@ def test_metrics_carry_no_gradient_in_parts_either():
     for num in (1, 2):
         loss = batch_loss(WRONG, preprocess=preprocess, accumulate=num)
         rate = lambda params, loss=loss: loss(params, jax.random.key(0), batch_at(0))[1]
-        grads = jax.grad(lambda params, rate=rate: rate(params)["rate"])(wrong_params())
+        only_rate = lambda params, rate=rate: rate(params)["rate"]
+        grads = quick_jit(jax.grad(only_rate))(wrong_params())
         assert all(not g.any() for g in jax.tree.leaves(grads))
 
 
@@ -169,7 +165,8 @@ def test_a_gradient_in_the_data_is_right_or_an_error():
     x = jnp.array(ROWS, float)
     with pytest.raises(ValueError, match="accumulate=1"):
         jax.grad(of_data)(x, 2)
-    slope, value = jax.grad(of_data)(x, 1), lambda x: of_data(x, 1)
+    value = quick_jit(lambda x: of_data(x, 1))
+    slope = quick_jit(jax.grad(lambda x: of_data(x, 1)))(x)
     ahead = jnp.zeros_like(x).at[1, 2].set(1e-2)
     across = (value(x + ahead) - value(x - ahead)) / 2e-2
     np.testing.assert_allclose(slope[1, 2], across, rtol=2e-2)

@@ -110,13 +110,14 @@ def test_what_eight_devices_give_is_what_one_gives():
 
 def on_eight_devices(module: str, name: str) -> dict:
     """What a function of a module prints as JSON in a process of 8 devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     command = f"from {module} import {name} as run; run()"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", command],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        env={**os.environ, "XLA_FLAGS": flags},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
