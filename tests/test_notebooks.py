@@ -19,7 +19,7 @@ FEWER_STEPS = {
         "stream, 2000)": "stream, 50)",
         '_steps": 250': '_steps": 50',
     },
-    "06_beta_vae_and_disentanglement": {"STEPS = 800": "STEPS = 100"},
+    "06_beta_vae_and_disentanglement": {"STEPS = 800": "STEPS = 20", "=100)": "=20)"},
     "07_applications": {f"stream, {n}00)": f"stream, {n}0)" for n in (8, 3, 6)},
 }
 
