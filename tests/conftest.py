@@ -33,7 +33,7 @@ if QUICK not in XLA_FLAGS:
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Tracing makes many objects that stay: a tenth of the time went into collecting them
-# and a twentieth into noting pytest's frames beside every operation.
+# again and again, and into noting pytest's frames beside every operation.
 gc.set_threshold(50_000, 20, 50)
 jax.config.update("jax_traceback_in_locations_limit", 0)
 # Runs, and the processes that some tests start, compile the same programs again and

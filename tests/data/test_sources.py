@@ -1,9 +1,11 @@
 """Public sets: prepared from the original files, kept as arrays, clear errors."""
 
+import concurrent.futures
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -104,16 +106,19 @@ def test_bad_splits(data_dir, split, message):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
-def test_damaged_cache_heals(data_dir, damage):
+def test_damaged_cache_heals(data_dir, tmp_path, damage):
     before = sources.load("mnist", "test", data_dir=data_dir)
-    cache = data_dir / "vi_jax" / "mnist" / "3.0.1" / "test.npz"
+    # Of its own: the other worker reads data_dir.
+    shutil.copytree(data_dir / "mnist", tmp_path / "mnist")
+    cache = tmp_path / "vi_jax" / "mnist" / "3.0.1" / "test.npz"
+    sources.load("mnist", "test", data_dir=tmp_path)
     data = bytearray(cache.read_bytes())
     if damage == "truncate":
         del data[len(data) // 2 :]
     else:
         data[len(data) // 2] ^= 1
     cache.write_bytes(data)
-    after = sources.load("mnist", "test", data_dir=data_dir)
+    after = sources.load("mnist", "test", data_dir=tmp_path)
     np.testing.assert_array_equal(after.image, before.image)
     assert zipfile.ZipFile(cache).testzip() is None
     assert [p.name for p in cache.parent.iterdir() if p.name.startswith("tmp")] == []
@@ -285,10 +290,31 @@ def test_data_dir_comes_from_the_environment(data_dir, monkeypatch):
     assert len(sources.load("mnist", "test").image) == 10000
 
 
-def test_a_tfrecord_preparation_is_passed_over(tmp_path, monkeypatch):
+def _first_hundred(monkeypatch, before=lambda: None):
+    """mnist of 100 images a split; `before` is called before either is read."""
     small = prepared._SMALL["mnist"]
-    first = lambda paths: {k: column[:100] for k, column in small.read(paths).items()}
-    monkeypatch.setitem(prepared._SMALL, "mnist", small._replace(read=first))
+
+    def read(paths):
+        before()
+        return {name: column[:100] for name, column in small.read(paths).items()}
+
+    monkeypatch.setitem(prepared._SMALL, "mnist", small._replace(read=read))
+
+
+def test_two_that_prepare_one_set_at_a_time_both_have_it(tmp_path, monkeypatch):
+    """As runs that are started side by side on a new machine."""
+    _first_hundred(monkeypatch, threading.Barrier(2, timeout=60).wait)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        each = lambda _: prepared.prepare("mnist", data_dir=tmp_path)
+        one, other = pool.map(each, range(2))
+    assert one == other == prepared.find("mnist", tmp_path)
+    test = sources.load("mnist", "test", data_dir=tmp_path)
+    original = _original(MNIST, "t10k")
+    assert _rows(test.image, test.label) == _rows(*(a[:100] for a in original))
+
+
+def test_a_tfrecord_preparation_is_passed_over(tmp_path, monkeypatch):
+    _first_hundred(monkeypatch)
     folder = tmp_path / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"splits": [{"name": "train"}]}')
