@@ -184,12 +184,15 @@ def test_one_token_more_than_the_length_is_right_and_two_are_an_error(name):
     net, params = DECODERS[name], drawn_params(name)
     z, key = jnp.array(Z, jnp.float32), jax.random.key(3)
     # The last token is predicted and not read, so that it needs no position.
-    draw = lambda net: decoding.decode(net, params, z, key, length=LENGTH + 1)
-    slow = decoding.uncached(net, LENGTH + 1)
-    drawn = jax.jit(lambda: (draw(net), draw(slow)))()
-    np.testing.assert_array_equal(*drawn)
-    search = functools.partial(decoding.beam_search, net, params, z, num_beams=2)
+    draw = lambda net, key: decoding.decode(net, params, z, key, length=LENGTH + 1)
+    slow, keys = decoding.uncached(net, LENGTH + 1), jax.random.split(key, 1000)
+    draws = jax.jit(jax.vmap(lambda key: [draw(net, key), draw(slow, key)]))
+    drawn, expected = draws(keys)
+    np.testing.assert_array_equal(drawn, expected)
+    search = functools.partial(decoding.beam_search, net, params, z, num_beams=121)
     x, log_p = jax.jit(lambda: search(length=LENGTH + 1))()
+    for found in (drawn, x):
+        assert np.any(found[:, -1] != PAD), "some are of the whole length"
     given = likelihoods.tokens(net, LENGTH + 1).apply(params, z)
     expected = jax.jit(jax.vmap(given.log_prob))(x)
     np.testing.assert_allclose(log_p, expected, atol=2e-5)
