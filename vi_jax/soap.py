@@ -64,35 +64,43 @@ def scale_by_soap(
         leaves = jax.tree.leaves(params)
         return SoapState(jnp.zeros((), jnp.int32), tuple(start(p) for p in leaves))
 
-    def direction(old: _Matrix, g: Array, count: Array) -> tuple[Array, _Matrix]:
-        shape, dtype, g = g.shape, g.dtype, _as_matrix(g)
+    def averaged(old: _Matrix, g: Array) -> tuple[Array | None, Array | None]:
         left, right = old.second
-        second = (
+        return (
             None if left is None else b2 * left + (1 - b2) * (g @ g.T),
             None if right is None else b2 * right + (1 - b2) * (g.T @ g),
         )
-        old = jax.lax.cond(
-            (count == 1) | (count % refresh == 0), _turn, lambda m, _: m, old, second
-        )
+
+    def direction(old: _Matrix, g: Array, count: Array) -> tuple[Array, _Matrix]:
         rotated = _rotate(g, old.basis)
         mean = b1 * old.mean + (1 - b1) * rotated
         square = b2 * old.square + (1 - b2) * rotated**2
         step = mean / (1 - b1**count) / (jnp.sqrt(square / (1 - b2**count)) + eps)
         back = tuple(None if q is None else q.T for q in old.basis)
-        step = _rotate(step, back).reshape(shape).astype(dtype)
-        return step, _Matrix(mean, square, second, old.basis)
+        return _rotate(step, back), old._replace(mean=mean, square=square)
 
     @jax.default_matmul_precision("highest")
     def update(grads: Params, state: SoapState, params: Params | None = None):
         del params
-        leaves, treedef = jax.tree.flatten(grads)
-        count = state.count + 1
-        pairs = [
-            direction(m, g, count)
-            for m, g in zip(state.parameters, leaves, strict=True)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, grads))
+        gs, count = list(map(_as_matrix, leaves)), state.count + 1
+        matrices = [
+            old._replace(second=averaged(old, g))
+            for old, g in zip(state.parameters, gs, strict=True)
         ]
-        steps = [step for step, _ in pairs]
-        parameters = tuple(matrix for _, matrix in pairs)
+        # Of all parameters at once: a GPU asks the host at each condition.
+        matrices = jax.lax.cond(
+            (count == 1) | (count % refresh == 0),
+            lambda matrices: list(map(_turn, matrices)),
+            lambda matrices: matrices,
+            matrices,
+        )
+        pairs = [direction(old, g, count) for old, g in zip(matrices, gs, strict=True)]
+        steps = [
+            step.reshape(leaf.shape).astype(leaf.dtype)
+            for (step, _), leaf in zip(pairs, leaves, strict=True)
+        ]
+        parameters = tuple(new for _, new in pairs)
         return jax.tree.unflatten(treedef, steps), SoapState(count, parameters)
 
     return optax.GradientTransformation(init, update)
@@ -111,13 +119,13 @@ def _rotate(g: Array, basis) -> Array:
     return g if right is None else g @ right
 
 
-def _turn(old: _Matrix, second) -> _Matrix:
+def _turn(old: _Matrix) -> _Matrix:
     """One orthogonal iteration, the mean carried from the old basis to the new one."""
     basis = tuple(
         None if a is None else jnp.linalg.qr(a @ q)[0]
-        for a, q in zip(second, old.basis, strict=True)
+        for a, q in zip(old.second, old.basis, strict=True)
     )
     between = tuple(
         None if a is None else a.T @ b for a, b in zip(old.basis, basis, strict=True)
     )
-    return _Matrix(_rotate(old.mean, between), old.square, second, basis)
+    return old._replace(mean=_rotate(old.mean, between), basis=basis)
