@@ -25,6 +25,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from vi_jax import em, maximum_likelihood, plots, runs, training
+from vi_jax.checks import at_least
 from vi_jax.commands import clear_errors
 from vi_jax.data import batches, load
 from vi_jax.models import gaussian_mixture
@@ -185,9 +186,8 @@ def history_figure(ways: dict[str, Way]) -> Figure:
 def check(knobs: Knobs, num_train: int) -> None:
     """Raise ValueError for a knob that would be found wrong only between the fits."""
     gaussian_mixture(knobs.components, covariance=knobs.covariance)
-    for name in ("restarts", "iterations", "epochs"):
-        if getattr(knobs, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(knobs, name)}")
+    counts = ("restarts", "iterations", "epochs")
+    at_least(1, **{name: getattr(knobs, name) for name in counts})
     if not 0 < knobs.step_size <= 1:
         raise ValueError(f"step_size must be in (0, 1], got {knobs.step_size}")
     if np.isnan(knobs.tolerance):

@@ -60,6 +60,7 @@ from vi_jax import (
     schedules,
     training,
 )
+from vi_jax.checks import at_least
 from vi_jax.commands import clear_errors
 from vi_jax.data import MOSES, batches
 from vi_jax.evaluator import over_examples
@@ -207,10 +208,8 @@ def prepare(
 ) -> tuple[Training, TrainState]:
     """How the model is trained, and its first state; wrong knobs are an error."""
     decoding.tempered(knobs.temperature)
-    if min(knobs.examples, knobs.batch_size) < 1:
-        raise ValueError("examples and batch_size must be at least 1")
-    if knobs.samples < 1:
-        raise ValueError(f"samples must be at least 1, got {knobs.samples}")
+    counts = ("examples", "batch_size", "samples")
+    at_least(1, **{name: getattr(knobs, name) for name in counts})
     num_steps = -(-knobs.examples // knobs.batch_size)
     rise = max(1, num_steps // 5)
     loss = objectives.batch_loss(

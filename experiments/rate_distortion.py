@@ -43,6 +43,7 @@ from vi_jax import (
     sweep,
     training,
 )
+from vi_jax.checks import at_least
 from vi_jax.commands import clear_errors
 from vi_jax.data import batches
 from vi_jax.data.images import Binarize, ImageData, image_data
@@ -103,8 +104,7 @@ def build(knobs: Knobs, data: ImageData) -> tuple[Model, resumable.Training]:
     """The model, and the training of one for each beta."""
     if not knobs.betas or not all(0 <= beta < math.inf for beta in knobs.betas):
         raise ValueError(f"betas must be one number >= 0 at least, got {knobs.betas}")
-    if knobs.eval_samples < 1:
-        raise ValueError(f"eval_samples must be at least 1, got {knobs.eval_samples}")
+    at_least(1, eval_samples=knobs.eval_samples)
     steps = lambda epochs: batches.steps_per_run(
         data.num_train, epochs=epochs, batch_size=knobs.batch_size
     )

@@ -35,6 +35,7 @@ from experiments import sequence_runs
 from experiments.sequence_runs import SequenceData
 from experiments.text import Text, decode, read_text
 from vi_jax import decoding, model as models, resumable, runs, schedules
+from vi_jax.checks import at_least
 from vi_jax.commands import clear_errors
 from vi_jax.data import batches
 from vi_jax.data.text import load_sentences
@@ -109,8 +110,7 @@ def make_loss(knobs: Knobs, model: Model, cure: Cure, num_steps: int):
 
 def run(knobs: Knobs, run_dir: Path) -> dict[str, Any]:
     """Train and measure the language model and each VAE, each in its own folder."""
-    if knobs.eval_samples < 1:
-        raise ValueError(f"eval_samples must be at least 1, got {knobs.eval_samples}")
+    at_least(1, eval_samples=knobs.eval_samples)
     sentences = load_sentences(knobs.dataset, data_dir=knobs.data_dir or None)
     text = read_text(
         sentences,

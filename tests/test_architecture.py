@@ -13,7 +13,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.py"))
 
 # What each module, or package, of vi_jax may import from vi_jax beside itself.
-TOOLS = {"types", "math", "schedules", "sequences", "decoding", "sharding"}
+TOOLS = {"types", "math", "checks", "schedules", "sequences", "decoding", "sharding"}
 MATHS = TOOLS | {"distributions", "divergences", "quadrature"}
 CORE = MATHS | {"bounds", "model"}
 PARTS = CORE | {"estimators", "priors", "posteriors", "likelihoods"}
@@ -28,13 +28,14 @@ EVERYTHING = {
 }
 MAY_IMPORT = {
     "types": set(),
+    "checks": set(),
     "math": {"types"},
     "schedules": {"types", "math"},
     "sharding": {"types"},
     "partial": {"runs"},
     "cpu": {"types"},
     "sequences": {"types", "math"},
-    "decoding": {"types", "sequences"},
+    "decoding": {"types", "checks", "sequences"},
     "distributions": TOOLS,
     "bounds": TOOLS,
     "divergences": TOOLS | {"distributions"},

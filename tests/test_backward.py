@@ -355,10 +355,3 @@ def test_what_it_is_not_for_is_an_error(how, message):
     how = {"num_samples": 4, "num_backward": 2, **how}
     with pytest.raises(ValueError, match=message):
         per_example(WRONG, wrong_params(), jax.random.key(0), jnp.array(X), **how)
-
-
-def test_a_number_that_is_no_integer_is_an_error():
-    with pytest.raises(TypeError, match="integer"):
-        per_example(
-            WRONG, wrong_params(), jax.random.key(0), jnp.array(X), num_backward=2.5
-        )

@@ -180,8 +180,12 @@ def test_the_report_counts_the_units_of_all_layers_and_takes_any_prior():
 def test_wrong_use_is_an_error():
     key = jax.random.key(0)
     one = normal(LOC[:1], SCALE[:1])
-    for q, how in ((one, {}), (posteriors(), {"num_samples": 0}), (one, {"chunk": 0})):
-        with pytest.raises(ValueError, match="2 examples, 1 sample and a chunk of 1"):
+    for q, how, message in (
+        (one, {}, "examples must be at least 2, got 1"),
+        (posteriors(), {"num_samples": 0}, "num_samples must be at least 1, got 0"),
+        (posteriors(), {"chunk": 0}, "chunk must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
             mutual_information(key, q, **how)
     with pytest.raises(ValueError, match="use `split_rate`"):
         kl_per_latent(posteriors(), Mixture(jnp.zeros(7), posteriors()))

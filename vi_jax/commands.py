@@ -15,6 +15,7 @@ import tyro
 
 from vi_jax import diagnosis, model, runs, sharding
 from vi_jax.checkpoints import open_checkpoints
+from vi_jax.checks import at_least
 from vi_jax.experiment import Experiment, evaluate, initial_state, run
 from vi_jax.figures import interpolation_figure, sample_figure
 from vi_jax.training import averaged_params
@@ -239,8 +240,7 @@ def _sample(
         seed: Seed of the draws.
     """
     _check_sizes({"num": num, "seed": seed})
-    if num < 1:
-        raise ValueError(f"num must be at least 1, got {num}")
+    at_least(1, num=num)
     experiment, params = opened(run.run_dir, *of, run.checkpoint)
     file = run.run_dir / f"samples-{run.checkpoint}-{num}-seed{seed}.png"
     runs.write_picture(file, sample_figure(experiment, params, num=num, seed=seed))

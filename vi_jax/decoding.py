@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.sequences import END, PAD
 from vi_jax.types import Array, Key, Latents, Params, SequenceNetwork
 
@@ -114,8 +115,7 @@ def beam_search(
     With num_beams = 1 it is `greedy`. Raises ValueError where num_beams is below 1, and
     as `decode`.
     """
-    if num_beams < 1:
-        raise ValueError(f"num_beams must be at least 1, got {num_beams}")
+    at_least(1, num_beams=num_beams)
     _check_length(network, params, z, length)
     repeat = lambda a: jnp.broadcast_to(a, (num_beams, *a.shape))
     cache, logits = jax.tree.map(repeat, network.start(params, z))
@@ -147,8 +147,7 @@ def beam_search(
 def _check_length(
     network: SequenceNetwork, params: Params, z: Latents, length: int
 ) -> None:
-    if length < 1:
-        raise ValueError(f"length must be at least 1, got {length}")
+    at_least(1, length=length)
     # Its steps cannot know: the place is no number when they are traced.
     tokens = jax.ShapeDtypeStruct((length,), jnp.int32)
     jax.eval_shape(network.logits, params, z, tokens)

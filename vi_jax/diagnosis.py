@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.evaluation import ais, elbo_gaps, log_likelihood, reverse_ais, tune
 from vi_jax.evaluator import over_images
 from vi_jax.experiment import Experiment
@@ -33,7 +34,7 @@ def annealed(
     Raises ValueError where a number is below 1, and where latents are discrete or no
     one array.
     """
-    _check(num_images=num_images, num_samples=num_samples)
+    at_least(1, num_images=num_images, num_samples=num_samples)
     how = {"num_chains": num_chains}
 
     def of_data(params: Params, key: Key, x: Array, c: Array | None):
@@ -92,7 +93,7 @@ def gaps(
     Standard errors are those over images. Raises ValueError where a number is below 1
     or the encoder's q is not a diagonal Gaussian.
     """
-    _check(num_images=num_images)
+    at_least(1, num_images=num_images)
 
     def one(params: Params, key: Key, x: Array, c: Array | None):
         found = elbo_gaps(
@@ -115,12 +116,6 @@ def gaps(
         "num_steps": num_steps,
         **_means(found),
     }
-
-
-def _check(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 def _first(experiment: Experiment, n: int) -> tuple[np.ndarray, Array | None]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import betaln, digamma, gammaln
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import (
     LOG_2PI,
     Bernoulli,
@@ -152,8 +153,7 @@ def kl_monte_carlo(
     away, as `Beta` and `Gamma` with small parameters, its error is not in the stderr.
     Raises ValueError below 2 samples.
     """
-    if num_samples < 2:
-        raise ValueError(f"an error needs at least 2 samples, got {num_samples}")
+    at_least(2, num_samples=num_samples)  # one has no error
 
     def one(key: Key) -> Array:
         z = q.sample(key)

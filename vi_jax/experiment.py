@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from vi_jax import figures, resumable, runs, sharding
+from vi_jax.checks import at_least
 from vi_jax.data.batches import steps_per_run
 from vi_jax.data.images import Binarize, ImageData, image_data
 from vi_jax.distributions import bits_per_dim
@@ -112,8 +113,7 @@ def initial_state(experiment: Experiment) -> TrainState:
     The trace makes any wrong use an error here, before a run folder exists.
     Raises ValueError for it, and for a number of steps or samples below 1.
     """
-    if experiment.num_eval_samples < 1:
-        raise ValueError("num_eval_samples must be at least 1")
+    at_least(1, num_eval_samples=experiment.num_eval_samples)
     x = jnp.zeros(experiment.data.mean.shape, jnp.float32)
     c = experiment.contexts(0)
     key = resumable.init_key(experiment.seed)

@@ -9,6 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import (
     AutoregressiveBernoulli,
     Bernoulli,
@@ -144,8 +145,7 @@ def discretized_logistic_mixture(
     axis is no multiple of 3 m.
     Ref: Salimans et al. 2017, arXiv:1701.05517.
     """
-    if num_components < 1:
-        raise ValueError(f"num_components must be at least 1, got {num_components}")
+    at_least(1, num_components=num_components)
 
     def apply(params: Params, z: Latents) -> DiscretizedLogisticMixture:
         h = _per_entry(network.apply(params, z), 3 * num_components)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import (
     Bernoulli,
     Categorical,
@@ -202,8 +203,7 @@ def check_latents(root: Array, latents: int) -> None:
 
     root is that of `moments`; its rank is at most D, and n - 1.
     """
-    if latents < 1:
-        raise ValueError(f"latents must be at least 1, got {latents}")
+    at_least(1, latents=latents)
     rank = int(np.linalg.matrix_rank(np.asarray(root)))
     if latents >= rank:
         raise ValueError(
@@ -268,7 +268,7 @@ def forward_kl_loss(
     Its gradient is that of maximum likelihood on fresh data. The batch is not used:
     `data.batches.no_data()` streams it. Raises ValueError below 1 sample.
     """
-    _check_num_samples(num_samples)
+    at_least(1, num_samples=num_samples)
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         del batch
@@ -288,7 +288,7 @@ def reverse_kl_loss(
     `data.batches.no_data()` streams it. Raises ValueError below 1 sample, or where
     samples of the model carry no gradient.
     """
-    _check_num_samples(num_samples)
+    at_least(1, num_samples=num_samples)
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         del batch
@@ -300,8 +300,3 @@ def reverse_kl_loss(
         return value, {"kl": value}
 
     return loss
-
-
-def _check_num_samples(num_samples: int) -> None:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")

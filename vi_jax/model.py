@@ -106,6 +106,7 @@ def analytic_terms(model: Model, x: Array) -> TermsFn:
 
 def log_joint(model: Model, params: Params, x: Array, z: Latents) -> Array:
     """log p(x, z) = log p(x | z) + log p(z), []."""
+    _check_context(model)
     log_prior = jnp.sum(model.prior(params).log_prob(z))
     return model.likelihood(params, z).log_prob(x) + log_prior
 
@@ -116,17 +117,28 @@ def generate(model: Model, params: Params, key: Key) -> Array:
     For a draw of x itself: `model.likelihood(params, z).sample(key)`. For a temperature
     t: `model._replace(prior=...)`, such as `Normal(zeros, t * ones)`.
     """
+    _check_context(model)
     return model.likelihood(params, model.prior(params).sample(key)).mean()
 
 
 def infer(model: Model, params: Params, x: Array) -> Distribution:
     """The approximate posterior q(z | x) of one example."""
+    _check_context(model)
     return model.posterior(params, x)
 
 
 def reconstruct(model: Model, params: Params, key: Key, x: Array) -> Array:
     """The mean of p(x' | z) at one draw z ~ q(z | x), shaped as x."""
-    return model.likelihood(params, infer(model, params, x).sample(key)).mean()
+    z = infer(model, params, x).sample(key)
+    return model.likelihood(params, z).mean()
+
+
+def _check_context(model: Model) -> None:
+    if callable(model):
+        raise ValueError(
+            "a conditional model is the Model of an example once it has its context: "
+            "pass model(c), c one-hot of the class, say"
+        )
 
 
 def linear(a: Array, b: Array, t: Array) -> Array:

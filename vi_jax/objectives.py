@@ -1,7 +1,6 @@
 """From a model, a bound and an estimator to a loss that the trainer can minimise."""
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from jax.lax import stop_gradient
 
 from vi_jax import backward, bounds, estimators, sharding
 from vi_jax.bounds import Bound
+from vi_jax.checks import at_least
 from vi_jax.distributions import Distribution, Normal
 from vi_jax.divergences import has_closed_form_kl, kl
 from vi_jax.estimators import Estimator
@@ -53,7 +53,7 @@ def per_example(
     The encoder runs once, whatever num_samples. `baseline(params, x)` is for
     `estimators.score`. At most `num_backward` samples have a backward pass, of a
     gradient with the same mean (`backward.of_few`); by default all.
-    Raises ValueError where num_samples or num_backward is below 1, where
+    Raises ValueError where num_samples or num_backward is below 1 or no int, where
     `analytic_terms` meets anything but the ELBO with `reparam`, a baseline another
     estimator, num_backward `enumeration` or `paired`, or where the bound is no scalar.
     """
@@ -61,10 +61,7 @@ def per_example(
         if estimator is not estimators.score:
             raise ValueError("only `score` takes a baseline")
         estimator = functools.partial(estimator, baseline=baseline(params, x))
-    if num_samples < 1:
-        raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
-    if num_backward is not None:
-        _check_few(operator.index(num_backward), estimator)
+    _check(bound, estimator, num_samples, num_backward)
     if getattr(terms, "func", terms) is analytic_terms and not (
         bound is bounds.elbo and estimator is estimators.reparam
     ):
@@ -100,11 +97,18 @@ def per_example(
     return value, stop_gradient(terms_of_x(params, q, z))
 
 
-def _check_few(num_backward: int, estimator: Estimator) -> None:
-    if num_backward < 1:
-        raise ValueError(
-            f"num_backward (backward_k) must be at least 1, got {num_backward}"
-        )
+def _check(
+    bound: Bound, estimator: Estimator, num_samples: int, num_backward: int | None
+) -> None:
+    for name, given, such in ("bound", bound, "iwae"), ("estimator", estimator, "dreg"):
+        if not callable(given):
+            raise ValueError(
+                f"the {name} is a function, such as {name}s.{such}, got {given!r}"
+            )
+    at_least(1, **{"num_samples (k)": num_samples})
+    if num_backward is None:
+        return
+    at_least(1, **{"num_backward (backward_k)": num_backward})
     of_other_weights = (estimators.enumeration, estimators.climb_two)
     if getattr(estimator, "func", estimator) in of_other_weights:
         raise ValueError(
@@ -145,14 +149,16 @@ def batch_loss(
     default, on CPU, as many as keep a part to 2,500 samples, which stay in its cache.
     In parts only the parameters have a gradient; accumulate=1 gives one in the data.
     For many samples an example, `terms=partial(sampled_terms, num_chunks=...)` does so.
-    Raises ValueError where a model comes with `context`, or a `Conditional` without, or
-    beta is a number, and from the loss where `accumulate` does not divide the batch.
+    Raises ValueError where a model comes with `context`, or a `Conditional` without,
+    beta is a number, bound or estimator is no function, or a count is below 1 or
+    no int, and from the loss where `accumulate` does not divide the batch.
     """
     if callable(model) != (context is not None):
         raise ValueError(
             "a conditional model needs `context`, batch -> [n, ...]; a Model takes none"
         )
     check_schedule(beta)
+    _check(bound, estimator, num_samples, num_backward)
 
     def loss(params: Params, key: Key, batch: Batch) -> tuple[Array, Metrics]:
         key_x, key_z = jax.random.split(key)
@@ -302,8 +308,7 @@ def penalised_loss(
     Raises ValueError where num_samples is below 1, and from the loss where samples of
     the posterior carry no gradient.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples (k) must be at least 1, got {num_samples}")
+    at_least(1, **{"num_samples (k)": num_samples})
     if callable(model):
         raise ValueError("a penalty is for a Model: give a conditional one its context")
 

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from vi_jax import runs, sharding
 from vi_jax.checkpoints import Checkpoints, open_checkpoints
+from vi_jax.checks import at_least
 from vi_jax.early_stopping import EarlyStopping, stops
 from vi_jax.training import TrainState, averaged_params, fit
 from vi_jax.types import Batches, Key, LossFn, Metrics, Params
@@ -55,9 +56,8 @@ def init_key(seed: int) -> Key:
 
 def check(training: Training, params: Params) -> None:
     """Raise ValueError for wrong use, by one trace of the losses, at once."""
-    for name in ("num_steps", "scan_steps", "checkpoint_steps"):
-        if getattr(training, name) < 1:
-            raise ValueError(f"{name} must be at least 1")
+    steps = ("num_steps", "scan_steps", "checkpoint_steps")
+    at_least(1, **{name: getattr(training, name) for name in steps})
     if training.num_steps >= 2**31:  # which TrainState.step counts in 32 bits
         raise ValueError("num_steps must be below 2^31: ask for fewer epochs")
     if not callable(training.validate):

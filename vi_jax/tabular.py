@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import MixedColumns
 from vi_jax.distributions.columns import places
 from vi_jax.model import Model, log_weight, sampled_terms
@@ -103,8 +104,7 @@ def impute(
     Raises ValueError where num_samples is below 1 or the likelihood is not one of
     `MixedColumns`. Ref: Mattei & Frellsen 2019, arXiv:1812.02633.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    at_least(1, num_samples=num_samples)
     q = model.posterior(params, x)
     z = jax.vmap(q.sample)(jax.random.split(key, num_samples))
     log_w = jax.vmap(log_weight)(sampled_terms(model, x)(params, q, z))

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
 from vi_jax import cpu, sharding
+from vi_jax.checks import at_least
 from vi_jax.soap import scale_by_soap
 from vi_jax.types import Array, Batches, LossFn, Metrics, Params
 
@@ -293,11 +294,7 @@ def fit(
     step and leaf, and ValueError where scan_steps or max_skipped is below 1, the mesh
     is none of `sharding.mesh`, or does not divide the batch or the samples.
     """
-    if scan_steps < 1 or max_skipped < 1:
-        raise ValueError(
-            f"scan_steps and max_skipped must be at least 1, "
-            f"got {scan_steps} and {max_skipped}"
-        )
+    at_least(1, scan_steps=scan_steps, max_skipped=max_skipped)
     if mesh is not None and set(mesh.axis_names) != {"data", "samples"}:
         raise ValueError(
             f"the axes of the mesh are {mesh.axis_names}, which splits nothing: make "

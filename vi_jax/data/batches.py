@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.types import Array, Batch, Batches as Batches, Key
 
 
@@ -136,11 +137,9 @@ def steps_per_run(n: int, *, epochs: float, batch_size: int) -> int:
 
     Raises ValueError where epochs is below 0 or not finite or batch_size is below 1.
     """
-    if not 0 <= epochs < math.inf or batch_size < 1:
-        raise ValueError(
-            f"needed: epochs >= 0, not infinite, and a batch_size of at least 1, got "
-            f"{epochs} and {batch_size}"
-        )
+    at_least(1, batch_size=batch_size)
+    if not 0 <= epochs < math.inf:
+        raise ValueError(f"epochs must be 0 or more and not infinite, got {epochs}")
     return int(np.ceil(epochs * n / batch_size))
 
 
@@ -151,8 +150,7 @@ def padded(x: Any, *, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
     last row, for which mask is False. Raises ValueError for a batch_size below 1, and
     where the arrays have no common length.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    at_least(1, batch_size=batch_size)
     lengths = {_length(leaf) for leaf in jax.tree.leaves(x)}
     # JAX would not notice: beyond its end an array repeats its last row.
     if len(lengths) != 1 or None in lengths:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.data import files
 from vi_jax.data.interactions import Interactions, from_pairs
 from vi_jax.data.records import open_records
@@ -45,8 +46,7 @@ def load_interactions(
     Raises ValueError (wrong format; two columns of one meaning; a bad line, by its
     number; nobody left), FileNotFoundError (no such file or set), OSError (damaged).
     """
-    if min_interactions < 1:
-        raise ValueError(f"min_interactions must be at least 1, got {min_interactions}")
+    at_least(1, min_interactions=min_interactions)
     if files.is_path(dataset):
         found = _read_file(files.existing(dataset), threshold)
     else:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.data.batches import Batches
 from vi_jax.data.images import ImageData, divide_by_255
 from vi_jax.types import Array, Batch
@@ -104,8 +105,7 @@ def draw(
     fitted without one of these, its overlap (intersection over union) is above 0.98.
     Raises ValueError where size is below 1.
     """
-    if size < 1:
-        raise ValueError(f"size is {size}: it must be at least 1")
+    at_least(1, size=size)
     place = (jnp.arange(size, dtype=jnp.float32) + 0.5) * (64 / size)
     across = (place - (16 + 32 * x))[None, :]
     down = (place - (16 + 32 * y))[:, None]
@@ -149,10 +149,7 @@ def stream(
     of `image_data`. An index travels; the images are made inside jit.
     Raises ValueError for a batch_size or size below 1, or a seed outside [0, 2^64).
     """
-    if batch_size < 1 or size < 1:
-        raise ValueError(
-            f"batch_size is {batch_size} and size {size}: they must be at least 1"
-        )
+    at_least(1, batch_size=batch_size, size=size)
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}: it must lie in [0, 2**64)")
     total = num_images(_grid(coloured))
@@ -188,10 +185,7 @@ def sprite_data(
     the grid. There are no labels.
     Raises ValueError as `stream` does, and for a num_valid or num_test below 1.
     """
-    if num_valid < 1 or num_test < 1:
-        raise ValueError(
-            f"num_valid is {num_valid} and num_test {num_test}: they must be at least 1"
-        )
+    at_least(1, num_valid=num_valid, num_test=num_test)
     train = stream(batch_size=batch_size, seed=seed, size=size, coloured=coloured)
     total = num_images(_grid(coloured))
 

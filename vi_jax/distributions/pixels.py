@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.distributions.base import register
 from vi_jax.types import Array, Key
 
@@ -160,8 +161,7 @@ def bits_per_dim(log_px: Array, num_dims: int, *, bin_width: float = 1.0) -> Arr
     Raises ValueError where num_dims is below 1 or bin_width is not in (0, 1].
     Ref: Theis et al. 2016, arXiv:1511.01844.
     """
-    if num_dims < 1:
-        raise ValueError(f"num_dims must be at least 1, got {num_dims}")
+    at_least(1, num_dims=num_dims)
     if not 0 < bin_width <= 1:
         raise ValueError(
             f"bin_width must be in (0, 1], such as 1 / 256 for a density, {bin_width=}"

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.models.gaussian_mixture import Covariance, scale_tril
 from vi_jax.types import Params
 
@@ -42,8 +43,7 @@ def check_floor(floor: float) -> None:
 
 
 def _check_num_components(x: np.ndarray, num_components: int) -> None:
-    if num_components < 1:
-        raise ValueError(f"num_components must be at least 1, got {num_components}")
+    at_least(1, num_components=num_components)
     # Most often a few rows show that there are enough distinct ones.
     some = len(np.unique(x[: 10 * num_components], axis=0))
     distinct = some if some >= num_components else len(np.unique(x, axis=0))

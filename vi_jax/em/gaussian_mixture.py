@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.em import moments
 from vi_jax.em.checks import (
     CollapsedComponentError,
@@ -134,8 +135,7 @@ def fit_gaussian_mixture(
     CollapsedComponentError where all restarts collapsed.
     """
     gaussian_mixture(num_components, covariance=covariance)
-    if restarts < 1:
-        raise ValueError(f"restarts must be at least 1, got {restarts}")
+    at_least(1, restarts=restarts)
     x = jnp.asarray(checked_data(x, num_components))
     floor = float(default_floor(x)) if floor is None else floor
     check_floor(floor)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.types import Array, Params
 
 PATIENCE = 3
@@ -47,8 +48,7 @@ def em(
     rounding. Raises ValueError where num_iterations is below 1.
     Ref: Dempster, Laird & Rubin 1977; Neal & Hinton 1998.
     """
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+    at_least(1, num_iterations=num_iterations)
 
     # Carried: q and log p(x) at params, so that each iteration has one E-step.
     def goes_on(carry) -> Array:

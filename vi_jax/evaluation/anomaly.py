@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import Distribution, Normal
 from vi_jax.divergences import has_closed_form_kl
 from vi_jax.evaluation.gaps import best_posterior
@@ -139,8 +140,7 @@ def _elbo(
 
 
 def _draws(key: Key, q: Distribution, num_samples: int) -> Array:
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    at_least(1, num_samples=num_samples)
     return jax.vmap(q.sample)(jax.random.split(key, num_samples))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vi_jax import bounds, estimators
+from vi_jax.checks import at_least
 from vi_jax.distributions import Normal
 from vi_jax.evaluation.likelihood import LogLikelihood, log_likelihood
 from vi_jax.model import Model, sampled_terms
@@ -41,11 +42,9 @@ def best_posterior(
     `stl` gradients of num_samples draws. Raises ValueError where a number is not
     positive, or the encoder's q is not a Normal.
     """
-    if num_steps < 1 or num_samples < 1 or not learning_rate > 0:
-        raise ValueError(
-            "needed: num_steps >= 1, num_samples >= 1 and learning_rate > 0, got "
-            f"{num_steps}, {num_samples} and {learning_rate}"
-        )
+    at_least(1, num_steps=num_steps, num_samples=num_samples)
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
     q = model.posterior(params, x)
     if not isinstance(q, Normal):
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vi_jax.checks import at_least
 from vi_jax.evaluation.disentanglement import checked_codes, needs_sklearn
 
 Encode = Callable[[np.ndarray], ArrayLike]
@@ -42,8 +43,8 @@ def factor_vae_score(
     Ref: Kim & Mnih 2018, arXiv:1802.05983.
     """
     sizes = _checked_sizes(factor_sizes)
-    _at_least(2, examples_per_vote=examples_per_vote, num_variance=num_variance)
-    _at_least(1, num_train=num_train, num_eval=num_eval, chunk=chunk)
+    at_least(2, examples_per_vote=examples_per_vote, num_variance=num_variance)
+    at_least(1, num_train=num_train, num_eval=num_eval, chunk=chunk)
     rng = np.random.default_rng(seed)
     free = rng.integers(sizes, size=(num_variance, len(sizes)))
     codes = _encoded(encode, free, chunk)
@@ -89,8 +90,8 @@ def beta_vae_score(
     with needs_sklearn():
         from sklearn.linear_model import LogisticRegression
     sizes = _checked_sizes(factor_sizes)
-    _at_least(1, pairs_per_vote=pairs_per_vote, num_eval=num_eval, chunk=chunk)
-    _at_least(2, num_train=num_train)
+    at_least(1, pairs_per_vote=pairs_per_vote, num_eval=num_eval, chunk=chunk)
+    at_least(2, num_train=num_train)
     rng = np.random.default_rng(seed)
 
     def inputs(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -135,9 +136,3 @@ def _checked_sizes(factor_sizes: Sequence[int]) -> np.ndarray:
             f"values at least, got {factor_sizes}"
         )
     return sizes
-
-
-def _at_least(smallest: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if count < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {count}")

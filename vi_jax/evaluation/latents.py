@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import Distribution, Normal
 from vi_jax.divergences import Estimate, kl
 from vi_jax.math import log_mean_exp
@@ -155,11 +156,8 @@ def at_draws(
     Of `chunk` examples at a time. Raises ValueError as `split_rate` does.
     """
     n = jax.tree.leaves(posteriors)[0].shape[0]
-    if n < 2 or num_samples < 1 or chunk < 1:
-        raise ValueError(
-            "needed: 2 examples, 1 sample and a chunk of 1 at least, got "
-            f"{n}, {num_samples} and {chunk}"
-        )
+    at_least(2, examples=n)
+    at_least(1, num_samples=num_samples, chunk=chunk)
 
     def of_example(i_and_keys):
         i, keys = i_and_keys

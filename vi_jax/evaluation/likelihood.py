@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.evaluation.psis import pareto_k, tail_length
 from vi_jax.model import Model, log_weight, sampled_terms
 from vi_jax.types import Array, Key, Params
@@ -53,10 +54,7 @@ def log_likelihood(
     Ref: Burda et al. 2016, arXiv:1509.00519, section 5; the error by the delta method;
     Vehtari et al. 2024, arXiv:1507.02646 (khat).
     """
-    if num_samples < 1 or chunk < 1:
-        raise ValueError(
-            f"num_samples and chunk must be at least 1, got {num_samples} and {chunk}"
-        )
+    at_least(1, num_samples=num_samples, chunk=chunk)
     chunk = min(chunk, num_samples)
     num_chunks = -(-num_samples // chunk)
     q = model.posterior(params, x)

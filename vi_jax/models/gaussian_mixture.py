@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import Categorical, Distribution, FullNormal, Mixture, Normal
 from vi_jax.model import ExactModel
 from vi_jax.types import Array, Key, Params
@@ -27,8 +28,7 @@ def gaussian_mixture(
     (diagonal), [D, D] (tied: all share one) or [m, D, D] (full).
     Raises ValueError where num_components is below 1 or covariance is another word.
     """
-    if num_components < 1:
-        raise ValueError(f"num_components must be at least 1, got {num_components}")
+    at_least(1, num_components=num_components)
     if covariance not in get_args(Covariance):
         raise ValueError(
             f"covariance is {covariance!r}: it must be one of {get_args(Covariance)}"

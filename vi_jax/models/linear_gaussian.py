@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
+from vi_jax.checks import at_least
 from vi_jax.distributions import FullNormal, Normal
 from vi_jax.model import ExactModel
 from vi_jax.types import Array, Key, Params
@@ -26,8 +27,7 @@ def linear_gaussian(latents: int, *, noise: Noise = "diagonal") -> ExactModel:
     Raises ValueError where latents is below 1 or noise is another word.
     Ref: Tipping & Bishop 1999; Rubin & Thayer 1982; Bishop 2006, section 12.2.
     """
-    if latents < 1:
-        raise ValueError(f"latents must be at least 1, got {latents}")
+    at_least(1, latents=latents)
     if noise not in ("isotropic", "diagonal"):
         raise ValueError(f"noise is {noise!r}: it must be 'isotropic' or 'diagonal'")
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from vi_jax.checks import at_least
 from vi_jax.networks.linen import from_linen
 from vi_jax.networks.transformer import LatentMap, sequence_network
 from vi_jax.sequences import PAD, true_tokens
@@ -124,8 +125,7 @@ def gru_encoder(vocabulary: int, outputs: int, *, width: int = 256) -> Component
 
     At PAD a state stays as it is. Raises ValueError where a number is below 1.
     """
-    if min(vocabulary, outputs, width) < 1:
-        raise ValueError("vocabulary, outputs and width must be at least 1")
+    at_least(1, vocabulary=vocabulary, outputs=outputs, width=width)
     return from_linen(_Encoder(vocabulary, outputs, width))
 
 
@@ -138,6 +138,5 @@ def gru_decoder(
     [0] leaves a plain language model. Scores are products with the embeddings of the
     tokens. Raises ValueError where a number is below 1.
     """
-    if min(vocabulary, width, layers) < 1:
-        raise ValueError("vocabulary, width and layers must be at least 1")
+    at_least(1, vocabulary=vocabulary, width=width, layers=layers)
     return sequence_network(_Decoder(vocabulary, width, layers))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
+from vi_jax.checks import at_least
 from vi_jax.networks.linen import from_linen
 from vi_jax.sequences import PAD, true_tokens
 from vi_jax.types import Array, Component, Key, Latents, Params, SequenceNetwork
@@ -188,7 +189,8 @@ def transformer_encoder(
     below 1 or heads does not divide width, and from `apply` for a longer x.
     Ref: Vaswani et al. 2017, arXiv:1706.03762.
     """
-    _check(vocabulary, length, outputs, layers, width=width, heads=heads)
+    at_least(1, vocabulary=vocabulary, length=length, outputs=outputs, layers=layers)
+    _check_heads(width, heads)
     return from_linen(_Encoder(vocabulary, length, outputs, width, layers, heads))
 
 
@@ -212,7 +214,8 @@ def transformer_decoder(
     `transformer_encoder`, and where `latent` is another word.
     Ref: Vaswani et al. 2017, arXiv:1706.03762; Li et al. 2020, arXiv:2004.04092.
     """
-    _check(vocabulary, length, slots, layers, width=width, heads=heads)
+    at_least(1, vocabulary=vocabulary, length=length, slots=slots, layers=layers)
+    _check_heads(width, heads)
     if latent not in ("prefix", "memory"):
         raise ValueError(f"latent must be 'prefix' or 'memory', got {latent!r}")
     module = _Decoder(vocabulary, length, width, layers, heads, latent, slots)
@@ -240,8 +243,7 @@ def _require_room(x: Array, length: int, *, num_unread: int = 0) -> None:
         )
 
 
-def _check(*at_least_one: int, width: int, heads: int) -> None:
-    if min(*at_least_one, width, heads) < 1:
-        raise ValueError("vocabulary, length, width, layers, heads: at least 1 each")
+def _check_heads(width: int, heads: int) -> None:
+    at_least(1, width=width, heads=heads)
     if width % heads:
         raise ValueError(f"heads must divide the width, got {heads} and {width}")
