@@ -93,7 +93,7 @@ def test_auroc_is_the_share_of_pairs_in_the_right_order():
         ({"labels": 600}, "labelled examples, 200 are asked for"),
         ({"alpha": -1.0}, "alpha >= 0"),
         ({"labelled_share": 2.0}, r"fraction_labelled in \[0, 1\]"),
-        ({"epochs": -1.0}, "at least 1"),
+        ({"epochs": -1.0}, "epochs must be 0 or more"),
     ],
 )
 def test_wrong_knobs_are_one_clear_message(images, tmp_path, capsys, wrong, message):

@@ -124,9 +124,9 @@ def test_wrong_sentences_and_sizes_are_errors():
     ("wrong", "message"),
     [
         ("--eval-samples 0", "eval_samples must be at least 1"),
-        ("--batch-size 0", "a batch_size of at least 1, got 8.0 and 0"),
+        ("--batch-size 0", "batch_size must be at least 1, got 0"),
         ("--batch-size 500", "batch_size is 500"),
-        ("--epochs nan", "epochs >= 0, not infinite"),
+        ("--epochs nan", "epochs must be 0 or more and not infinite"),
         ("--epochs 0", "at least 1 step"),
         ("--learning-rate 0", "learning_rate"),
         ("--cures none word_dropout --word-dropout 2", "word dropout must be in"),

@@ -152,7 +152,7 @@ def test_the_split_is_for_diagonal_gaussians():
             kl_split(key, posteriors, p)
     with pytest.raises(ValueError, match=r"posteriors \[n, d\] and a prior \[d\]"):
         kl_split(key, prior(), prior())
-    with pytest.raises(ValueError, match="2 examples, 1 sample and a chunk of 1"):
+    with pytest.raises(ValueError, match="examples must be at least 2, got 1"):
         kl_split(key, normal(LOC[:1], SCALE[:1]), prior())
 
 

@@ -180,7 +180,7 @@ def test_padded_takes_a_tree_of_arrays_row_by_row():
 
 
 def test_padded_refuses_at_the_call():
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         batches.padded(np.zeros((3, 2)), batch_size=0)
 
 

@@ -252,11 +252,23 @@ def test_coloured_sprite_data():
         (lambda: sprites.render(jnp.zeros(5)), r"float32 \[5\]: pass 5 whole numbers"),
         (lambda: sprites.render_coloured(np.zeros(5, np.int32)), "pass 6 .*colour"),
         (lambda: sprites.index_of(np.zeros((2, 5), np.int32)), r"\[2, 5\].*vmap"),
-        (lambda: sprites.render(jnp.zeros(5, jnp.int32), size=0), "size is 0"),
-        (lambda: sprites.stream(batch_size=0, seed=0), "batch_size is 0"),
-        (lambda: sprites.stream(batch_size=1, seed=0, size=0), "size 0"),
+        (
+            lambda: sprites.render(jnp.zeros(5, jnp.int32), size=0),
+            "^size must be at least 1, got 0",
+        ),
+        (
+            lambda: sprites.stream(batch_size=0, seed=0),
+            "batch_size must be at least 1, got 0",
+        ),
+        (
+            lambda: sprites.stream(batch_size=1, seed=0, size=0),
+            "^size must be at least 1, got 0",
+        ),
         (lambda: sprites.stream(batch_size=1, seed=-1), "seed is -1"),
-        (lambda: sprites.sprite_data(batch_size=1, seed=0, num_valid=0), "valid is 0"),
+        (
+            lambda: sprites.sprite_data(batch_size=1, seed=0, num_valid=0),
+            "num_valid must be at least 1, got 0",
+        ),
     ],
 )
 def test_wrong_use(call, message):
