@@ -13,14 +13,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # Three quarters of their time is training, of which a few steps tell that a cell runs;
 # the figures that are stored in them are those of all the steps.
 FEWER_STEPS = {
-    "00_quickstart": {"num_steps=8_000": "num_steps=500"},
-    "04_bounds_and_estimators": {"steps = 600": "steps = 60", "(300, ": "(30, "},
-    "05_semi_supervised": {
-        "stream, 2000)": "stream, 50)",
-        '_steps": 250': '_steps": 50',
+    "00_quickstart": {
+        "num_steps=8_000": "num_steps=40",
+        "scan_steps=500": "scan_steps=20",
     },
-    "06_beta_vae_and_disentanglement": {"STEPS = 800": "STEPS = 20", "=100)": "=20)"},
-    "07_applications": {f"stream, {n}00)": f"stream, {n}0)" for n in (8, 3, 6)},
+    "04_bounds_and_estimators": {"steps = 600": "steps = 20", "(300, ": "(10, "},
+    "05_semi_supervised": {"stream, 2000)": "stream, 8)", '_steps": 250': '_steps": 8'},
+    "06_beta_vae_and_disentanglement": {"STEPS = 800": "STEPS = 8", "=100)": "=4)"},
+    "07_applications": {f"stream, {n}00)": f"stream, {n})" for n in (8, 3, 6)},
 }
 
 
