@@ -75,13 +75,27 @@ COUNTED = {
         lambda n: batches.padded(X, batch_size=n),
         lambda n: sprites.stream(batch_size=n, seed=0),
     ],
+    "num_valid": [lambda n: sprites.sprite_data(batch_size=1, seed=0, num_valid=n)],
+    "num_test": [lambda n: sprites.sprite_data(batch_size=1, seed=0, num_test=n)],
     "length": [lambda n: decoding.decode(WORDS, None, X, KEY, length=n)],
     "num_components": [
         models.gaussian_mixture,
         lambda n: likelihoods.discretized_logistic_mixture(networks.mlp([], 9), n),
     ],
     "latents": [models.linear_gaussian],
-    "width": [lambda n: networks.gru_encoder(5, 3, width=n)],
+    "width": [
+        lambda n: networks.gru_encoder(5, 3, width=n),
+        lambda n: networks.gru_decoder(5, width=n),
+        lambda n: networks.transformer_encoder(5, 4, 3, width=n),
+        lambda n: networks.transformer_decoder(5, 4, width=n),
+    ],
+    "heads": [lambda n: networks.transformer_encoder(5, 4, 3, heads=n)],
+    "layers": [
+        lambda n: networks.gru_decoder(5, layers=n),
+        lambda n: networks.transformer_encoder(5, 4, 3, layers=n),
+        lambda n: networks.transformer_decoder(5, 4, layers=n),
+    ],
+    "slots": [lambda n: networks.transformer_decoder(5, 4, slots=n)],
 }
 CASES = [(name, call) for name, calls in COUNTED.items() for call in calls]
 

@@ -402,6 +402,7 @@ def test_given_a_property_molecules_have_it(file, tmp_path):
         ({"max_tokens": 12}, "rings.smi, line .* has .* tokens, and there is room for"),
         ({"max_molecules": 100}, "600 training and .* held-out .* at least 1000 and 2"),
         ({"examples": 0}, "examples must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature > 0"),
         ({"width": 1}, "width must be at least 2"),
         ({"samples": 0}, "samples must be at least 1"),
