@@ -31,6 +31,17 @@ def _rows(image, label):
     return sorted(map(bytes, both))
 
 
+def _first_thousand(name, monkeypatch, before=lambda: None):
+    """The set of 1,000 images a split; `before` is called before either is read."""
+    small = prepared._SMALL[name]
+
+    def read(paths):
+        before()
+        return {key: column[:1000] for key, column in small.read(paths).items()}
+
+    monkeypatch.setitem(prepared._SMALL, name, small._replace(read=read))
+
+
 def _copy(folder, to):
     to.mkdir()
     for file in folder.glob("*.gz"):
@@ -124,25 +135,27 @@ def test_damaged_cache_heals(data_dir, tmp_path, damage):
     assert [p.name for p in cache.parent.iterdir() if p.name.startswith("tmp")] == []
 
 
-def test_fashion_mnist(real_data, tmp_path):
+def test_fashion_mnist(real_data, tmp_path, monkeypatch):
+    _first_thousand("fashion_mnist", monkeypatch)
     done = prepared.prepare(
         "fashion_mnist", data_dir=tmp_path, manual_dir=real_data / "fashion_mnist"
     )
     assert done.directory == tmp_path / "fashion_mnist" / "3.0.1"
     test = sources.load("fashion_mnist", "test", data_dir=tmp_path)
     original = _original(real_data / "fashion_mnist", "t10k")
-    assert _rows(test.image, test.label) == _rows(*original)
+    assert _rows(test.image, test.label) == _rows(*(a[:1000] for a in original))
     assert done.splits == ("test", "train") or done.splits == ("train", "test")
 
 
-def test_binarized_mnist(amat_dir, tmp_path):
+def test_binarized_mnist(amat_dir, tmp_path, monkeypatch):
+    _first_thousand("binarized_mnist", monkeypatch)
     prepared.prepare("binarized_mnist", data_dir=tmp_path, manual_dir=amat_dir)
     valid = sources.load("binarized_mnist", "validation", data_dir=tmp_path)
     assert valid.label is None
-    assert valid.image.shape == (10000, 28, 28, 1)
+    assert valid.image.shape == (1000, 28, 28, 1)
     text = (amat_dir / "binarized_mnist_valid.amat").read_bytes()
     bits = np.frombuffer(text, np.uint8)[::2].reshape(10000, 784) == ord("1")
-    ours = valid.image.reshape(10000, 784)
+    bits, ours = bits[:1000], valid.image.reshape(1000, 784)
     assert sorted(map(bytes, ours)) == sorted(map(bytes, bits * np.uint8(255)))
     again = sources.load("binarized_mnist", "validation", data_dir=tmp_path)
     np.testing.assert_array_equal(again.image, valid.image)
@@ -290,36 +303,25 @@ def test_data_dir_comes_from_the_environment(data_dir, monkeypatch):
     assert len(sources.load("mnist", "test").image) == 10000
 
 
-def _first_hundred(monkeypatch, before=lambda: None):
-    """mnist of 100 images a split; `before` is called before either is read."""
-    small = prepared._SMALL["mnist"]
-
-    def read(paths):
-        before()
-        return {name: column[:100] for name, column in small.read(paths).items()}
-
-    monkeypatch.setitem(prepared._SMALL, "mnist", small._replace(read=read))
-
-
 def test_two_that_prepare_one_set_at_a_time_both_have_it(tmp_path, monkeypatch):
     """As runs that are started side by side on a new machine."""
-    _first_hundred(monkeypatch, threading.Barrier(2, timeout=60).wait)
+    _first_thousand("mnist", monkeypatch, threading.Barrier(2, timeout=60).wait)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         each = lambda _: prepared.prepare("mnist", data_dir=tmp_path)
         one, other = pool.map(each, range(2))
     assert one == other == prepared.find("mnist", tmp_path)
     test = sources.load("mnist", "test", data_dir=tmp_path)
     original = _original(MNIST, "t10k")
-    assert _rows(test.image, test.label) == _rows(*(a[:100] for a in original))
+    assert _rows(test.image, test.label) == _rows(*(a[:1000] for a in original))
 
 
 def test_a_tfrecord_preparation_is_passed_over(tmp_path, monkeypatch):
-    _first_hundred(monkeypatch)
+    _first_thousand("mnist", monkeypatch)
     folder = tmp_path / "mnist" / "3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"splits": [{"name": "train"}]}')
     # The other preparation, which only TensorFlow reads, stays as it is.
-    assert len(sources.load("mnist", "test", data_dir=tmp_path).image) == 100
+    assert len(sources.load("mnist", "test", data_dir=tmp_path).image) == 1000
     assert [p.name for p in folder.iterdir()] == ["dataset_info.json"]
     assert len(sources.load("mnist", "test[:7]", data_dir=tmp_path).image) == 7
 
