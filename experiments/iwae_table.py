@@ -36,9 +36,12 @@ layers. Of no use (in `mnist_vae`'s setting): averaged parameters, KL annealing.
 
 Expect of the IWAE objective 85.74 (k = 1) and 85.27 (k = 5) nats after 20 and 48
 minutes on one core, 84.39 (k = 50) after 71 on two, other programs beside; and with two
-layers 83.45 (k = 1) after 22 on two cores, and 82.52 (k = 50) after 6 on an H200, other
-programs beside, and 30 on two cores for the last tenth of the steps. By itself the H200
-does 835 steps a second of two layers with 5 samples, and 690 with 50.
+layers 83.45 (k = 1) after 22 on two cores, 83.03 (k = 5) after 7 on an H200 beside four
+other cells, and 82.52 (k = 50) after 6 on an H200, other programs beside, and 30 on two
+cores for the last tenth of the steps. Of the VAE objective, on that H200: 85.91 (k = 5)
+after 6 minutes, 86.14 (k = 50) with a quarter of the steps on one core in 45 more, and
+with two layers 83.26 (k = 5) after 7. By itself an H200 does 835 steps a second of two
+layers with 5 samples, and 690 with 50.
 """
 
 import dataclasses
