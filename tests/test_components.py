@@ -332,6 +332,24 @@ def test_a_network_with_state_is_an_error():
     np.testing.assert_allclose(fine.apply(params, jnp.array([1.0, 3.0])), [-1, 1], 1e-4)
 
 
+class Centred(linen.Module):
+    """x minus the first one that it saw."""
+
+    @linen.compact
+    def __call__(self, x):
+        return x - self.param("centre", lambda key: x)
+
+
+def test_parameters_are_those_of_linen():
+    """Which are not computed with x, unless they depend on it."""
+    key, x = jax.random.key(3), jnp.array([1.0, -2.0, 0.5])
+    dense = linen.Sequential([linen.Dense(4), linen.LayerNorm(), linen.Dense(2)])
+    for module in (dense, Centred()):
+        ours = networks.from_linen(module).init(jax.random.clone(key), x)
+        theirs = module.init(jax.random.clone(key), x)["params"]
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
 def test_parts_that_do_not_fit_are_errors():
     posterior = posteriors.normal(networks.mlp([4], 2 * LATENTS))
     prior = priors.standard_normal(LATENTS)

@@ -17,7 +17,7 @@ def from_linen(module: linen.Module) -> Component:
     """
 
     def init(key: Key, x: Array) -> Params:
-        variables = module.init(key, x)
+        variables = init_variables(module, key, x)
         if extra := set(variables) - {"params"}:
             raise ValueError(
                 f"{type(module).__name__} keeps state in {sorted(extra)}; a network "
@@ -43,3 +43,16 @@ def from_linen(module: linen.Module) -> Component:
             ) from error
 
     return Component(init, apply)
+
+
+def init_variables(module: linen.Module, key: Key, *args, method: str | None = None):
+    """The variables of a module, without computing what it makes of its inputs.
+
+    Each operation of `module.init` is compiled by itself, and most of a net's are not
+    those that draw its parameters.
+    """
+    like = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
+    try:
+        return module.lazy_init(key, *jax.tree.map(like, args), method=method)
+    except errors.LazyInitError:  # they depend on the values of the inputs
+        return module.init(key, *args, method=method)

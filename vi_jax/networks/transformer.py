@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen
 
 from vi_jax.checks import at_least
-from vi_jax.networks.linen import from_linen
+from vi_jax.networks.linen import from_linen, init_variables
 from vi_jax.sequences import PAD, true_tokens
 from vi_jax.types import Array, Component, Key, Latents, Params, SequenceNetwork
 
@@ -227,7 +227,7 @@ def sequence_network(module: linen.Module) -> SequenceNetwork:
 
     def init(key: Key, z: Latents) -> Params:
         one_token = jnp.full(1, PAD, jnp.int32)
-        return module.init(key, z, one_token, method="logits")["params"]
+        return init_variables(module, key, z, one_token, method="logits")["params"]
 
     def method(name: str):
         return lambda params, *a: module.apply({"params": params}, *a, method=name)
