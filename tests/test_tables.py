@@ -249,7 +249,8 @@ def test_text_among_numbers_may_be_a_category(cells, options):
 def test_what_is_no_number_is_not_missing_for_that():
     """A date is text; None, NaN and pandas' NaT are missing; bytes are refused."""
     day = datetime.date(2020, 1, 31)
-    cells = np.array([[day], [3.0], [None], [np.nan], [np.datetime64("NaT")]], object)
+    nat = np.datetime64("NaT", "D")
+    cells = np.array([[day], [3.0], [None], [np.nan], [nat]], object)
     (column,) = fit_schema(cells).columns
     assert column.kind == "binary" and column.categories == ("2020-01-31", "3.0")
     with pytest.raises(ValueError, match=r"row 0.*'2020-01-31' is no finite number"):

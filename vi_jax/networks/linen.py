@@ -1,8 +1,11 @@
 """The fence around flax: a Linen module becomes an (init, apply) pair."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import errors, linen
+from jax.extend import core
 
 from vi_jax.types import Array, Component, Key, Params
 
@@ -49,10 +52,17 @@ def init_variables(module: linen.Module, key: Key, *args, method: str | None = N
     """The variables of a module, without computing what it makes of its inputs.
 
     Each operation of `module.init` is compiled by itself, and most of a net's are not
-    those that draw its parameters.
+    those that draw its parameters: only what its variables depend on is run.
+    (`lazy_init` is no help: from flax 0.12.12 on it takes inputs for zeros.)
     """
-    like = lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a))
-    try:
-        return module.lazy_init(key, *jax.tree.map(like, args), method=method)
-    except errors.LazyInitError:  # they depend on the values of the inputs
-        return module.init(key, *args, method=method)
+    init = functools.partial(module.init, method=method)
+    closed, shape = jax.make_jaxpr(init, return_shape=True)(key, *args)
+    program, kept = closed.jaxpr, []
+    needed = {v for v in program.outvars if isinstance(v, core.Var)}
+    for step in reversed(program.eqns):
+        if not needed.isdisjoint(step.outvars):
+            kept.insert(0, step)
+            needed |= {v for v in step.invars if isinstance(v, core.Var)}
+    run = core.jaxpr_as_fun(closed.replace(jaxpr=program.replace(eqns=kept)))
+    found = run(*map(jnp.asarray, jax.tree.leaves((key, args))))
+    return jax.tree.unflatten(jax.tree.structure(shape), found)
