@@ -53,7 +53,7 @@ def init_variables(module: linen.Module, key: Key, *args, method: str | None = N
 
     Each operation of `module.init` is compiled by itself, and most of a net's are not
     those that draw its parameters: only what its variables depend on is run.
-    (`lazy_init` is no help: from flax 0.12.12 on it takes inputs for zeros.)
+    (`lazy_init` is no help: that of flax 0.12.12 takes the inputs for zeros.)
     """
     init = functools.partial(module.init, method=method)
     closed, shape = jax.make_jaxpr(init, return_shape=True)(key, *args)
