@@ -41,7 +41,7 @@ other cells, and 82.52 (k = 50) after 6 on an H200, other programs beside, and 3
 cores for the last tenth of the steps. Of the VAE objective, on that H200: 85.91 (k = 5)
 after 6 minutes, 86.14 (k = 50) with a quarter of the steps on one core in 45 more, and
 with two layers 83.26 (k = 5) after 7 and 83.44 (k = 50) with three tenths of the steps
-on two cores in 63 more. By itself an H200 does 835 steps a second of two layers with 5
+on two cores in 64 more. By itself an H200 does 835 steps a second of two layers with 5
 samples, and 690 with 50.
 """
 
